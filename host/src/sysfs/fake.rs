@@ -1,0 +1,177 @@
+//! A sysfs tree made of ordinary files, for tests of what no machine at hand has.
+//!
+//! It mirrors the kernel's layout: devices stand once below `devices/`, and `bus/`, `class/` and
+//! `kernel/iommu_groups/` hold relative symbolic links to them, so that code which follows a link, or
+//! looks only at its last component, meets what it meets on a machine.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::Sysfs;
+
+/// A fake sysfs, removed when dropped. Its methods panic when the tree cannot be built.
+#[derive(Debug)]
+pub struct FakeSysfs {
+    directory: TempDir,
+}
+
+/// A PCI function in the fake tree; every method adds to it and returns it.
+#[derive(Debug, Clone)]
+pub struct FakePci<'a> {
+    fake: &'a FakeSysfs,
+    address: String,
+}
+
+impl Default for FakeSysfs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "a tree that cannot be built is a broken test, not an error to handle"
+)]
+impl FakeSysfs {
+    /// An empty tree.
+    #[must_use]
+    pub fn new() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let fake = Self { directory };
+        for path in ["bus/pci/devices", "bus/pci/drivers", "class/net", "devices/pci0000:00"] {
+            fs::create_dir_all(fake.root().join(path)).expect("a directory");
+        }
+        fs::write(fake.root().join("bus/pci/drivers_probe"), "").expect("an attribute");
+        fake
+    }
+
+    /// A reader of the tree.
+    #[must_use]
+    pub fn sysfs(&self) -> Sysfs {
+        Sysfs::new(self.root())
+    }
+
+    /// Where the tree stands.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The PCI function at `address`: made if it is new, as an Intel Ethernet function without a driver.
+    pub fn pci(&self, address: &str) -> FakePci<'_> {
+        let pci = FakePci { fake: self, address: address.to_owned() };
+        if !pci.path().exists() {
+            fs::create_dir_all(pci.path()).expect("a device directory");
+            self.link(&pci.path(), &format!("bus/pci/devices/{address}"));
+            self.link(&self.root().join("bus/pci"), &format!("devices/pci0000:00/{address}/subsystem"));
+            return pci
+                .attribute("vendor", "0x8086")
+                .attribute("device", "0x10c9")
+                .attribute("class", "0x020000")
+                .attribute("driver_override", "(null)")
+                .attribute("numa_node", "-1");
+        }
+        pci
+    }
+
+    /// Takes a function away, as an unplug or `echo 0 > sriov_numvfs` does.
+    pub fn remove(&self, address: &str) {
+        let path = self.pci(address).path();
+        for entry in fs::read_dir(path.join("net")).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(self.root().join("class/net").join(entry.file_name()));
+        }
+        fs::remove_dir_all(&path).expect("a device directory");
+        fs::remove_file(self.root().join("bus/pci/devices").join(address)).expect("a bus link");
+    }
+
+    /// Makes `root/name` a relative symbolic link to `target`, replacing what is there.
+    fn link(&self, target: &Path, name: &str) {
+        let path = self.root().join(name);
+        let parent = Path::new(name).parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(self.root().join(parent)).expect("a directory");
+        let up: PathBuf = parent.components().map(|_| "..").collect();
+        let target = target.strip_prefix(self.root()).expect("a path in the tree");
+        let _ = fs::remove_file(&path);
+        symlink(up.join(target), path).expect("a symbolic link");
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "a tree that cannot be built is a broken test, not an error to handle"
+)]
+impl FakePci<'_> {
+    fn path(&self) -> PathBuf {
+        self.fake.root().join("devices/pci0000:00").join(&self.address)
+    }
+
+    fn link(&self, target: &str, name: &str) {
+        let Self { fake, address } = self;
+        fake.link(&fake.root().join(target), &format!("devices/pci0000:00/{address}/{name}"));
+    }
+
+    /// Sets an attribute; the kernel's final newline is added. Sub-directories are made.
+    pub fn attribute(self, name: &str, value: &str) -> Self {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(path, format!("{value}\n")).expect("an attribute");
+        self
+    }
+
+    /// Binds a driver.
+    pub fn driver(self, driver: &str) -> Self {
+        let (fake, address) = (self.fake, self.address.clone());
+        fs::create_dir_all(fake.root().join("bus/pci/drivers").join(driver)).expect("a directory");
+        self.link(&format!("bus/pci/drivers/{driver}"), "driver");
+        fake.link(&self.path(), &format!("bus/pci/drivers/{driver}/{address}"));
+        if driver == "vfio-pci" {
+            return self.attribute("vfio-dev/vfio0/uevent", "");
+        }
+        self
+    }
+
+    /// Gives the function SR-IOV: it may have `total` VFs and has none.
+    pub fn sriov(self, total: u32) -> Self {
+        self.attribute("sriov_totalvfs", &total.to_string()).attribute("sriov_numvfs", "0")
+    }
+
+    /// Makes the function VF number `index` of `pf`, which must have been made.
+    pub fn vf_of(self, pf: &str, index: u32) -> Self {
+        self.link(&format!("devices/pci0000:00/{pf}"), "physfn");
+        let pf = self.fake.pci(pf);
+        pf.link(&format!("devices/pci0000:00/{}", self.address), &format!("virtfn{index}"));
+        let links = fs::read_dir(pf.path()).expect("the PF's directory").flatten();
+        let count = links.filter(|e| e.file_name().to_string_lossy().starts_with("virtfn")).count();
+        pf.attribute("sriov_numvfs", &count.to_string());
+        self.attribute("device", "0x10ca")
+    }
+
+    /// Adds a network device, Ethernet and up.
+    pub fn netdev(&self, name: &str) -> Self {
+        let pci = self.clone();
+        let (fake, address) = (self.fake, &self.address);
+        let device = format!("devices/pci0000:00/{address}/net/{name}");
+        fs::create_dir_all(fake.root().join(&device)).expect("a directory");
+        fake.link(&self.path(), &format!("{device}/device"));
+        fake.link(&fake.root().join(&device), &format!("class/net/{name}"));
+        pci.net_attribute(name, "type", "1")
+            .net_attribute(name, "operstate", "up")
+            .net_attribute(name, "carrier", "1")
+    }
+
+    /// Sets an attribute of a network device of the function.
+    pub fn net_attribute(self, netdev: &str, name: &str, value: &str) -> Self {
+        self.attribute(&format!("net/{netdev}/{name}"), value)
+    }
+
+    /// Puts the function into an IOMMU group.
+    pub fn iommu_group(self, id: u32) -> Self {
+        let group = format!("kernel/iommu_groups/{id}");
+        self.fake.link(&self.path(), &format!("{group}/devices/{}", self.address));
+        self.link(&group, "iommu_group");
+        self
+    }
+}

@@ -1,0 +1,76 @@
+//! A network device in sysfs (`Documentation/ABI/testing/sysfs-class-net`).
+
+use std::path::PathBuf;
+
+use super::{Result, attribute, link_name};
+use crate::PciAddress;
+
+/// A network device. Only those of the namespace that sysfs was mounted in can be seen.
+#[derive(Debug, Clone)]
+pub struct NetDevice {
+    path: PathBuf,
+}
+
+impl NetDevice {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Whether the device is there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.path.is_dir()
+    }
+
+    /// The PCI function behind the device; `None` for a virtual one.
+    ///
+    /// # Errors
+    /// The link cannot be read.
+    pub fn pci_address(&self) -> Result<Option<PciAddress>> {
+        Ok(link_name(&self.path.join("device"))?.and_then(|name| name.parse().ok()))
+    }
+
+    /// The name of the port in the NIC's own terms: `p0` for an uplink, `pf0vf3` for a representor.
+    ///
+    /// # Errors
+    /// The attribute cannot be read.
+    pub fn phys_port_name(&self) -> Result<Option<String>> {
+        self.non_empty("phys_port_name")
+    }
+
+    /// The switch that the port is a member of; `None` if the NIC is not in switchdev mode.
+    ///
+    /// # Errors
+    /// The attribute cannot be read.
+    pub fn phys_switch_id(&self) -> Result<Option<String>> {
+        self.non_empty("phys_switch_id")
+    }
+
+    /// The ARP hardware type (`ARPHRD_*`): 1 is Ethernet, 32 InfiniBand.
+    ///
+    /// # Errors
+    /// The attribute is not a number.
+    pub fn hardware_type(&self) -> Result<Option<u16>> {
+        super::parsed(&self.path.join("type"), "an ARP hardware type")
+    }
+
+    /// The operational state as RFC 2863 has it: `up`, `down`, `lowerlayerdown`, `unknown`, ...
+    ///
+    /// # Errors
+    /// The attribute cannot be read.
+    pub fn operstate(&self) -> Result<Option<String>> {
+        self.non_empty("operstate")
+    }
+
+    /// Whether the link has a carrier; `None` while the device is administratively down.
+    ///
+    /// # Errors
+    /// The attribute cannot be read.
+    pub fn carrier(&self) -> Result<Option<bool>> {
+        Ok(attribute(&self.path.join("carrier"))?.map(|text| text == "1"))
+    }
+
+    fn non_empty(&self, name: &str) -> Result<Option<String>> {
+        Ok(attribute(&self.path.join(name))?.filter(|text| !text.is_empty()))
+    }
+}
