@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+node_down() { control_plane_down; }
