@@ -15,7 +15,7 @@ binaries_prepare() {
         done
     else
         build_from_debian_source
-        packages_need etcd=etcd-server
+        install_packages etcd-server
     fi
     directory=$(binaries_directory)
     say "Kubernetes $(binaries_version kubelet) in $directory"

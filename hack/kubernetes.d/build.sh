@@ -12,7 +12,8 @@ build_from_debian_source() {
     (
         flock 8
         [[ ! -e $BUILT/.complete ]] || exit 0
-        packages_need go=golang-go gcc=gcc dpkg-source=dpkg-dev
+        install_packages golang-go dpkg-dev
+        use_suite deb-src "$BUILD_SUITE"
         say "building Kubernetes $BUILT_VERSION from Debian's source package: once, about 10 minutes on 2 cores; log: $CACHE/kubernetes/build.log"
         build_run 8>&- >"$CACHE/kubernetes/build.log" 2>&1 || {
             tail -n 5 "$CACHE/kubernetes/build.log" >&2
@@ -27,7 +28,7 @@ build_run() {
     mkdir -p "$BUILD_TREE/go/src/k8s.io" "$BUILT"
     cd "$BUILD_TREE"
     # apt checks the signature of the suite and the checksums of the files; dpkg-source checks the latter again.
-    packages_source "$BUILD_SUITE" kubernetes
+    apt source --download-only --only-source "kubernetes/$BUILD_SUITE"
     dpkg-source --extract ./kubernetes_*.dsc go/src/k8s.io/kubernetes
 
     # GOPATH mode: with -mod=vendor, newer Go versions want to update go.mod of this tree.

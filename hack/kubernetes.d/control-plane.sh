@@ -13,7 +13,7 @@ control_plane_up() {
         return
     fi
     binaries_prepare
-    packages_need openssl=openssl ss=iproute2
+    install_packages openssl iproute2
     control_plane_down
 
     local ports etcd_port api_port minor

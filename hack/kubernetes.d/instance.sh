@@ -1,12 +1,8 @@
 # shellcheck shell=bash
 # Where one lab instance keeps its things, and which loopback ports it uses.
 
-CACHE=${PODRAIL_CACHE:-$HOME/.cache/podrail}
 LAB=${PODRAIL_LAB:-default}
-[[ $LAB =~ ^[a-z0-9][a-z0-9-]{0,30}$ ]] || {
-    echo "kubernetes: error: PODRAIL_LAB='$LAB': use up to 31 lower-case letters, digits and dashes" >&2
-    exit 2
-}
+[[ $LAB =~ ^[a-z0-9][a-z0-9-]{0,30}$ ]] || die "PODRAIL_LAB='$LAB': use up to 31 lower-case letters, digits and dashes"
 
 INSTANCE=$CACHE/lab/$LAB
 STATE=$INSTANCE/kubernetes # certificates, etcd data, pid files: all of it thrown away by `down`
@@ -15,7 +11,7 @@ SHARE=$INSTANCE/share # the folder that the guest sees under the same path
 ADMIN_KUBECONFIG=$INSTANCE/kubeconfig
 GUEST_KUBECONFIG=$SHARE/kubeconfig
 
-# Runs a verb while no other changes the same instance. Children must not inherit the lock: see process_start.
+# Runs a verb while no other changes the same instance.
 instance_locked() {
     mkdir -p "$INSTANCE" "$LOGS" "$SHARE"
     exec 9>"$INSTANCE/kubernetes.lock"
