@@ -16,9 +16,13 @@ mod generated {
     }
 }
 
+mod authority;
 mod connect;
+mod hpack;
+mod incoming;
 
 pub use connect::{ConnectError, connect};
+pub use incoming::{Connection, Incoming, incoming};
 
 /// The device plugin interface, package `v1beta1`: `Registration` is kubelet's, `DevicePlugin` is the plugin's.
 pub mod deviceplugin {
