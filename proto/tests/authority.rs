@@ -1,4 +1,5 @@
 //! A tonic server on a unix socket answers what kubelet really sends, thanks to `incoming` and not without it.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::path::Path;
 use std::time::Duration;

@@ -146,7 +146,9 @@ fn other_frames_pass_untouched() {
 #[test]
 fn what_cannot_be_followed_is_an_error() {
     let fragment = [0u8; 16_000];
-    let cases: [(&[(u8, u8, u32, &[u8])], Error); 7] = [
+    /// Kind, flags, stream and payload.
+    type Frames<'a> = &'a [(u8, u8, u32, &'a [u8])];
+    let cases: [(Frames<'_>, Error); 7] = [
         (&[(HEADERS, 0, 1, &[]), (0x0, 0, 1, &[])], Error::Interrupted { stream: 1 }),
         (&[(HEADERS, 0, 1, &[]), (CONTINUATION, 0, 3, &[])], Error::Interrupted { stream: 1 }),
         (&[(HEADERS, END_HEADERS | PADDED, 1, &[9, 0])], Error::Padding { stream: 1 }),
