@@ -1,2 +1,102 @@
 # shellcheck shell=bash
-node_down() { control_plane_down; }
+# The lab's guests as nodes: the host hands each one its files and starts `guest` (beside this file) in it.
+
+NODES=$SHARE/kubernetes # one folder per node; the guest writes its logs there too
+GUEST_ADDRESS=10.0.2.15 # every guest has a user network of its own, and there this address
+SERVICE_DNS=10.96.0.10  # nobody answers there; kubelet wants one to write into resolv.conf
+HUGEPAGES=${PODRAIL_HUGEPAGES:-256}
+
+node_up() {
+    local node lab_log=$LOGS/lab-up.log lab_job
+    binaries_prepare
+    images_prepare
+    install_packages containerd runc containernetworking-plugins iptables
+    # The guest boots while the control plane starts.
+    "$HACK/lab" up >"$lab_log" 2>&1 9>&- &
+    lab_job=$!
+    control_plane_up
+    wait "$lab_job" || die "hack/lab up failed: $(tail -n 3 "$lab_log")"
+    for node in $(node_names); do
+        node_files "$node"
+        say "starting containerd and kubelet on $node"
+        node_exec "$node" "$PARTS/guest" start "$NODES/$node" ||
+            die "node $node did not start; logs: $NODES/$node/log"
+    done
+    for node in $(node_names); do
+        process_wait "kubelet on $node" 120 kubectl_admin get node "$node"
+    done
+    say "nodes have joined; they are Ready once a CNI configuration is in the guest's /etc/cni/net.d"
+}
+
+node_names() { "$HACK/lab" nodes; }
+
+node_exec() {
+    local node=$1
+    shift
+    "$HACK/lab" exec --node "$node" -- "$@" 9>&-
+}
+
+# What one node needs, in a folder that it sees. The key of a node is as secret as the share.
+node_files() {
+    local node=$1 directory=$NODES/$1 name images=()
+    mkdir -p "$directory"
+    chmod 0700 "$NODES"
+    pki_issue "node-$node" "/O=system:nodes/CN=system:node:$node" serverAuth,clientAuth "IP:$GUEST_ADDRESS,DNS:$node"
+    pki_kubeconfig "node-$node" "https://$GUEST_VIEW_OF_HOST:$(<"$STATE/api-port")" "$directory/kubeconfig"
+    cp "$PKI/ca.crt" "$directory/ca.crt"
+    cp "$PKI/node-$node.crt" "$directory/kubelet.crt"
+    cp "$PKI/node-$node.key" "$directory/kubelet.key"
+    for name in "${IMAGE_NAMES[@]}"; do
+        images+=("$(images_archive "$name")")
+    done
+    cat >"$directory/node.env" <<ENV
+NODE_NAME=$node
+NODE_ADDRESS=$GUEST_ADDRESS
+NODE_API_ADDRESS=$GUEST_VIEW_OF_HOST:$(<"$STATE/api-port")
+NODE_SERVICE_ADDRESS=$SERVICE_KUBERNETES
+NODE_SERVICE_DNS=$SERVICE_DNS
+NODE_HUGEPAGES=$HUGEPAGES
+NODE_BINARIES=$(binaries_directory)
+NODE_IMAGES="${images[*]}"
+KUBELET_MINOR=$(binaries_minor kubelet)
+ENV
+}
+
+node_wait_ready() {
+    local seconds=$1
+    [[ $seconds =~ ^[0-9]+$ ]] || die "wait-ready: '$seconds' is no number of seconds"
+    if ! kubectl_admin wait --for=condition=Ready node --all --timeout "${seconds}s" >/dev/null; then
+        kubectl_admin get nodes -o 'jsonpath={range .items[*]}{.metadata.name}: {.status.conditions[?(@.type=="Ready")].message}{"\n"}{end}' >&2
+        die "not every node of lab '$LAB' is Ready after $seconds s; kubelet's log: $NODES/<node>/log/kubelet.log"
+    fi
+}
+
+node_status() {
+    local name broken=0
+    for name in "${CONTROL_PLANE[@]}"; do
+        if process_pid "$name" >/dev/null; then
+            echo "$name: running, pid $(process_pid "$name"), log $LOGS/$name.log"
+        else
+            echo "$name: not running"
+            broken=1
+        fi
+    done
+    ((broken == 0)) || return 1
+    kubectl_admin get nodes --output wide
+}
+
+# Pods go first, through the API, so that their devices come back by CNI DEL; then the nodes, then the rest.
+node_down() {
+    local node
+    if [[ -d $NODES ]]; then
+        if control_plane_healthy; then
+            timeout 60 "$(binary kubectl)" --kubeconfig "$ADMIN_KUBECONFIG" delete pods --all --all-namespaces --grace-period=1 >/dev/null 2>&1 ||
+                say "some pods did not go in 60 s; ending them with their node"
+        fi
+        for node in $(node_names 2>/dev/null); do
+            timeout 60 "$HACK/lab" exec --node "$node" -- "$PARTS/guest" stop >/dev/null 2>&1 9>&- || true
+        done
+        rm -rf "$NODES"
+    fi
+    control_plane_down
+}
