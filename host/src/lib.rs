@@ -4,8 +4,23 @@
 //! sockets. What it offers are values and verbs in the field's terms; no caller sees a netlink
 //! attribute or a sysfs path.
 
+pub mod announce;
+pub mod durable;
+pub mod lock;
+mod mac;
+pub mod netlink;
+pub mod netns;
 pub mod pci;
+pub mod sysctl;
 pub mod sysfs;
 
+pub use announce::announce;
+pub use lock::FileLock;
+pub use mac::{MacAddress, ParseMacAddressError};
+pub use netlink::Netlink;
+pub use netns::{Netns, NetnsId};
 pub use pci::PciAddress;
 pub use sysfs::Sysfs;
+
+#[cfg(test)]
+mod testing;

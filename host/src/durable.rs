@@ -1,0 +1,144 @@
+//! Files that are either wholly old or wholly new, also after a crash.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// An operation on a file that failed, with its object.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}: {source}", path.display())]
+pub struct Error {
+    /// What was attempted.
+    pub operation: &'static str,
+    /// On which file or directory.
+    pub path: PathBuf,
+    /// The cause.
+    pub source: io::Error,
+}
+
+/// Writes `content` to `path` (mode 0600) so that it survives power loss: temporary file in the same
+/// directory, fsync, rename over `path`, fsync of the directory.
+///
+/// # Errors
+/// Names the step that failed; `path` then still holds what it held before.
+pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+    put(path, content, true)
+}
+
+/// Writes `content` to `path` (mode 0600) so that readers and later processes see the old or the new
+/// content whole, without forcing it to disk. It is right for state that a reboot makes void
+/// anyway: the page cache outlives every process, and two fsyncs cost more than all the netlink
+/// messages of an ADD.
+///
+/// # Errors
+/// Names the step that failed; `path` then still holds what it held before.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
+    put(path, content, false)
+}
+
+fn put(path: &Path, content: &[u8], sync: bool) -> Result<(), Error> {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let temporary = directory.join(format!(".{name}.{}.{serial}", std::process::id()));
+    let failed = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error { operation, path, source }
+    };
+
+    let written = || -> io::Result<()> {
+        // A crashed predecessor with the same process id may have left its temporary file.
+        let mut file =
+            OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        if sync { file.sync_all() } else { Ok(()) }
+    };
+    written()
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+        .map_err(failed("writing", path))?;
+    if sync {
+        sync_directory(directory)?;
+    }
+    Ok(())
+}
+
+/// Removes `path`; true when it was there.
+///
+/// # Errors
+/// Any refusal other than absence.
+pub fn remove(path: &Path) -> Result<bool, Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error { operation: "removing", path: path.to_owned(), source }),
+    }
+}
+
+/// Reads `path` whole; `None` when it does not exist.
+///
+/// # Errors
+/// Any refusal other than absence.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error { operation: "reading", path: path.to_owned(), source }),
+    }
+}
+
+/// Makes `path` and its parents where missing, for root's eyes only (mode 0700).
+///
+/// # Errors
+/// When a directory cannot be made.
+pub fn make_directory(path: &Path) -> Result<(), Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| Error {
+        operation: "making directory",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn sync_directory(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| Error {
+        operation: "syncing directory",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn replaces_whole_and_leaves_no_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        assert_eq!(read(&path).unwrap(), None);
+        write(&path, b"a long first content").unwrap();
+        replace(&path, b"second").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"second");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(remove(&path).unwrap());
+        assert!(!remove(&path).unwrap());
+    }
+
+    #[test]
+    fn failure_names_the_file_and_keeps_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let occupied = dir.path().join("state");
+        make_directory(&occupied.join("child")).unwrap();
+        let error = write(&occupied, b"x").unwrap_err();
+        assert!(error.to_string().contains(&*occupied.to_string_lossy()), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

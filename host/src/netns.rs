@@ -1,0 +1,222 @@
+//! Network namespaces: opening, identifying and entering them.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use serde::{Deserialize, Serialize};
+
+/// What identifies a network namespace for as long as it lives: device and inode number of its nsfs
+/// file, as `stat(2)` gives them. A path can be reused by a later namespace, this pair cannot while
+/// the namespace exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NetnsId {
+    /// Device number of the kernel's nsfs.
+    pub dev: u64,
+    /// Inode number of the namespace.
+    pub ino: u64,
+}
+
+/// Why a path did not open as a network namespace.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing exists at the path: the namespace was removed.
+    #[error("network namespace {} does not exist (any more)", path.display())]
+    Gone {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// Something exists at the path, but it is not (or no longer) a network namespace; typically
+    /// the empty file that is left when its bind mount was lost.
+    #[error("{} exists but is not a network namespace; its bind mount was probably lost", path.display())]
+    NotNamespace {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// The kernel refused the operation.
+    #[error("{operation} network namespace {}: {source}", path.display())]
+    Kernel {
+        /// What was attempted.
+        operation: &'static str,
+        /// The namespace it was attempted on.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the namespace no longer exists, in either of the two ways in which a path shows it.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. } | Self::NotNamespace { .. })
+    }
+}
+
+/// An open network namespace. It stays alive while this value exists, whatever happens to its path.
+pub struct Netns {
+    file: File,
+    path: PathBuf,
+    id: NetnsId,
+}
+
+impl Netns {
+    /// Opens the namespace at `path`, e.g. `/var/run/netns/x` or `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::NotNamespace`], or [`Error::Kernel`] for any other refusal.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
+        let path = path.into();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(source) => {
+                // ENOTDIR, ESRCH: a parent vanished, or the process behind /proc/PID did.
+                return Err(match source.raw_os_error() {
+                    Some(errno) if is_absence(errno) => Error::Gone { path },
+                    _ => Error::Kernel { operation: "opening", path, source },
+                });
+            }
+        };
+        // The kernel names the type of a namespace file in its magic link: "net:[4026531840]".
+        let link = fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
+        match (link, file.metadata()) {
+            (Ok(link), Ok(meta)) if link.as_os_str().as_encoded_bytes().starts_with(b"net:[") => {
+                Ok(Self { file, path, id: NetnsId { dev: meta.dev(), ino: meta.ino() } })
+            }
+            (Err(source), _) | (_, Err(source)) => {
+                Err(Error::Kernel { operation: "identifying", path, source })
+            }
+            _ => Err(Error::NotNamespace { path }),
+        }
+    }
+
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when `/proc` is not usable.
+    pub fn current() -> Result<Self, Error> {
+        Self::open("/proc/thread-self/ns/net")
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Runs `f` inside the namespace, on a thread of its own that ends with it, so that no failure
+    /// can leave another thread in a foreign namespace. The caller waits.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the thread cannot be started or cannot enter the namespace.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        self.on_thread(|| {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| self.refused("entering", errno.into()))?;
+            Ok(f())
+        })
+    }
+
+    /// Like [`Netns::run`], but with a fresh `/sys` that shows the interfaces of this namespace;
+    /// the mount is private to the thread.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when entering or mounting is refused.
+    pub fn run_with_sysfs<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        use nix::mount::{MsFlags, mount};
+        self.on_thread(|| {
+            let none: Option<&str> = None;
+            let mounted = || -> nix::Result<()> {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+                mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::MS_RDONLY, none)
+            };
+            mounted().map_err(|errno| self.refused("mounting /sys of", errno.into()))?;
+            Ok(f())
+        })
+    }
+
+    fn on_thread<T: Send>(&self, f: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name("netns".to_owned())
+                .spawn_scoped(scope, f)
+                .map_err(|source| self.refused("starting a thread for", source))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn refused(&self, operation: &'static str, source: io::Error) -> Error {
+        Error::Kernel { operation, path: self.path.clone(), source }
+    }
+}
+
+fn is_absence(errno: i32) -> bool {
+    use nix::errno::Errno;
+    matches!(Errno::from_raw(errno), Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH)
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl fmt::Debug for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netns").field("path", &self.path).field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_gone_from_not_a_namespace() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        assert!(matches!(Netns::open(&missing), Err(Error::Gone { .. })));
+        let file = dir.path().join("empty");
+        File::create(&file).unwrap();
+        assert!(matches!(Netns::open(&file), Err(Error::NotNamespace { .. })));
+        assert!(matches!(Netns::open(file.join("below")), Err(Error::Gone { .. })));
+        assert!(matches!(Netns::open("/proc/self/ns/mnt"), Err(Error::NotNamespace { .. })));
+        assert!(matches!(Netns::open(dir.path()), Err(Error::NotNamespace { .. })));
+        assert!(matches!(Netns::open("/proc/4194305/ns/net"), Err(Error::Gone { .. })));
+    }
+
+    #[test]
+    fn runs_inside_and_leaves_the_caller_outside() {
+        let before = Netns::current().unwrap().id();
+        let other = crate::testing::new_netns();
+        assert_ne!(other.id(), before);
+        let inside = other.run(|| Netns::current().unwrap().id()).unwrap();
+        assert_eq!(inside, other.id());
+        assert_eq!(Netns::current().unwrap().id(), before);
+    }
+
+    #[test]
+    fn fresh_sysfs_shows_only_the_namespace() {
+        let other = crate::testing::new_netns();
+        let names = other
+            .run_with_sysfs(|| {
+                let entries = fs::read_dir("/sys/class/net").unwrap();
+                entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+            })
+            .unwrap();
+        assert_eq!(names, ["lo"]);
+    }
+}
