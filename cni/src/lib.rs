@@ -37,3 +37,4 @@ pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use runtime::{Attachment, Runtime};
 pub use skel::Plugin;
 pub use version::Version;
+pub use wire::parse_cidr;

@@ -108,7 +108,7 @@ impl NetworkList {
                 PluginConf::new(o).map_err(|e| e.context(format!("failed to parse plugin config {index}")))
             })
             .collect::<Result<_, _>>()?;
-        object.remove("plugins");
+        object.remove_fold("plugins");
         Ok(NetworkList {
             name: object
                 .decode("name")?
@@ -244,5 +244,138 @@ fn flag(object: &Object, key: &str) -> Result<bool, Error> {
             "false" => Ok(false),
             other => Err(Error::decoding(format!("{key:?} must be true or false, not {other:?}"))),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> NetworkList {
+        NetworkList::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_single_plugin_is_a_list_of_one() {
+        let text =
+            r#"{"cniVersion":"0.3.1","name":"n","type":"bridge","big":12345678901234567890,"ipam":{}}"#;
+        let list = list(text);
+        assert!(list.is_single());
+        assert_eq!((list.name.as_str(), list.version), ("n", Version::V0_3_1));
+        assert_eq!(list.plugins.iter().map(|p| p.kind.as_str()).collect::<Vec<_>>(), ["bridge"]);
+        assert_eq!(list.to_vec(), text.as_bytes());
+    }
+
+    #[test]
+    fn a_list_keeps_what_it_does_not_know() {
+        let text = r#"{"name":"n","cniVersion":"1.0.0","x":1e2,"disableCheck":"TRUE","disableGC":true,"plugins":[{"type":"a","y":0.10},{"type":"b"}]}"#;
+        let list = list(text);
+        assert!(
+            !list.is_single() && list.disable_check && list.disable_gc && !list.load_only_inlined_plugins
+        );
+        assert_eq!(list.plugins.len(), 2);
+        assert_eq!(String::from_utf8(list.to_vec()).unwrap(), text);
+    }
+
+    #[test]
+    fn versions_are_negotiated() {
+        let table = [
+            (r#""cniVersion":"0.4.0""#, Version::V0_4_0),
+            (r#""x":1"#, Version::V0_1_0),
+            (r#""cniVersions":["0.3.1","1.1.0","1.0.0"]"#, Version::V1_1_0),
+            (r#""cniVersions":["0.3.1","2.0.0"],"cniVersion":"0.4.0""#, Version::V0_4_0),
+            (r#""cniVersions":[],"cniVersion":"0.4.0""#, Version::V0_4_0),
+            (r#""cniVersions":["1.0.0"],"cniVersion":"0.4.0""#, Version::V1_0_0),
+        ];
+        for (versions, want) in table {
+            let list = list(&format!(r#"{{"name":"n",{versions},"plugins":[{{"type":"a"}}]}}"#));
+            assert_eq!(list.version, want, "{versions}");
+        }
+        let none = NetworkList::parse(br#"{"name":"n","cniVersions":["2.0.0"],"plugins":[{"type":"a"}]}"#);
+        assert_eq!(none.unwrap_err().code, Error::INCOMPATIBLE_VERSION);
+    }
+
+    #[test]
+    fn what_is_no_network_is_named() {
+        let table = [
+            ("", "JSON"),
+            ("[]", "JSON"),
+            (r#"{"name":"n"}"#, "'type'"),
+            (r#"{"name":"n","type":""}"#, "'type'"),
+            (r#"{"name":"n","type":7}"#, "type"),
+            (r#"{"name":7,"type":"a"}"#, "name"),
+            (r#"{"plugins":[{"type":"a"}]}"#, "no name"),
+            (r#"{"name":"n","plugins":[]}"#, "no plugins"),
+            (r#"{"name":"n","plugins":{}}"#, "plugins"),
+            (r#"{"name":"n","plugins":[{"type":"a"},{}]}"#, "plugin config 1"),
+            (r#"{"name":"n","plugins":[null]}"#, "plugins"),
+            (r#"{"name":"n","plugins":[{"type":"a"}],"disableGC":"maybe"}"#, "disableGC"),
+            (r#"{"name":"n","plugins":[{"type":"a"}],"disableGC":3}"#, "disableGC"),
+            (r#"{"name":"n","loadOnlyInlinedPlugins":true,"cniVersion":"1.0.0"}"#, "loadOnlyInlinedPlugins"),
+        ];
+        for (text, part) in table {
+            let error = NetworkList::parse(text.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_those_set_to_true() {
+        let list = list(r#"{"name":"n","type":"a","capabilities":{"ips":true,"mac":false,"x":1}}"#);
+        let plugin = &list.plugins[0];
+        assert!(plugin.has_capability("ips"));
+        assert!(!plugin.has_capability("mac") && !plugin.has_capability("x") && !plugin.has_capability("y"));
+    }
+
+    fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let file = directory.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, content).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn plugins_in_the_sub_directory_follow_the_inlined_ones() {
+        let directory = directory(&[
+            ("a.conflist", r#"{"name":"n","plugins":[{"type":"a"}]}"#),
+            ("b.conflist", r#"{"name":"n","loadOnlyInlinedPlugins":true,"plugins":[{"type":"a"}]}"#),
+            ("c.conflist", r#"{"name":"n"}"#),
+            ("d.conflist", r#"{"name":"empty"}"#),
+            ("e.conflist", r#"{"name":"../n","plugins":[{"type":"a"}]}"#),
+            ("n/20.conf", r#"{"type":"z"}"#),
+            ("n/10.conf", r#"{"type":"y"}"#),
+            ("n/30.json", r#"{"type":"no"}"#),
+        ]);
+        let load = |name: &str| NetworkList::load(&directory.path().join(name));
+        let kinds =
+            |list: NetworkList| list.plugins.into_iter().map(|p| p.kind).collect::<Vec<_>>().join(" ");
+        assert_eq!(kinds(load("a.conflist").unwrap()), "a y z");
+        assert_eq!(kinds(load("b.conflist").unwrap()), "a");
+        assert_eq!(kinds(load("c.conflist").unwrap()), "y z");
+        assert!(load("d.conflist").unwrap_err().msg.contains("no plugin configs found"));
+        assert!(load("e.conflist").unwrap_err().to_string().contains("network name"));
+        assert_eq!(load("none.conf").unwrap_err().code, Error::IO);
+        let whole = String::from_utf8(load("a.conflist").unwrap().to_vec()).unwrap();
+        assert_eq!(whole, r#"{"name":"n","plugins":[{"type":"a"},{"type":"y"},{"type":"z"}]}"#);
+    }
+
+    #[test]
+    fn the_first_usable_file_is_the_runtimes_network() {
+        let directory = directory(&[
+            ("00.txt", "x"),
+            ("10.conf", "broken"),
+            ("20.conflist", r#"{"name":"two","plugins":[{"type":"a"}]}"#),
+            ("30.conf", r#"{"name":"three","type":"a"}"#),
+            ("15.conf/x", "a directory"),
+        ]);
+        assert_eq!(NetworkList::load_first(directory.path()).unwrap().name, "two");
+        std::fs::remove_file(directory.path().join("20.conflist")).unwrap();
+        std::fs::remove_file(directory.path().join("30.conf")).unwrap();
+        assert!(NetworkList::load_first(directory.path()).unwrap_err().to_string().contains("10.conf"));
+        let none = NetworkList::load_first(&directory.path().join("nowhere")).unwrap_err();
+        assert!(none.msg.contains("no networks found"), "{none}");
     }
 }

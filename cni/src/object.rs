@@ -99,6 +99,11 @@ impl Object {
         self.members.len() < before
     }
 
+    /// Removes `key` in every spelling [`get_fold`](Self::get_fold) would find.
+    pub fn remove_fold(&mut self, key: &str) {
+        self.members.retain(|(k, _)| !k.eq_ignore_ascii_case(key));
+    }
+
     /// Keys and JSON texts in order, duplicates included.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.members.iter().map(|(k, v)| (k.as_str(), v.get()))

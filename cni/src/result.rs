@@ -1,6 +1,7 @@
 //! The result of ADD, in the shape of version 1.1.0.
 
-use crate::{Error, Version, wire};
+use crate::wire::{self, Layout};
+use crate::{Error, Object, Version};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -115,6 +116,14 @@ impl CniResult {
     /// # Errors
     /// Code 1 when `version` is below 0.3.0 and there is an interface but no address: nothing would be left.
     pub fn to_json(&self, version: Version) -> Result<Vec<u8>, Error> {
-        wire::print_result(self, version)
+        wire::print_result(self, version, Layout::Pretty)
+    }
+
+    /// The result as an object of `version`, as it stands in `prevResult` and in the cache.
+    ///
+    /// # Errors
+    /// As for [`to_json`](Self::to_json).
+    pub fn to_object(&self, version: Version) -> Result<Object, Error> {
+        Object::parse(&wire::print_result(self, version, Layout::Compact)?)
     }
 }

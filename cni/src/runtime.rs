@@ -128,7 +128,7 @@ impl Runtime {
                 }
             }
         }
-        join(errors)
+        join(&errors)
     }
 
     /// Runs STATUS of every plugin, from version 1.1.0 on.
@@ -220,8 +220,7 @@ fn configure(
     config.set("name", &list.name)?;
     config.set("cniVersion", &list.version)?;
     if let Some(result) = result {
-        let json = result.to_json(list.version)?;
-        config.set_raw("prevResult", &String::from_utf8_lossy(&json))?;
+        config.set("prevResult", &result.to_object(list.version)?)?;
     }
     if let Some(capabilities) = capabilities {
         let declared: Object = plugin.config.decode("capabilities")?.unwrap_or_default();
@@ -251,7 +250,7 @@ fn cached(
         config: list.to_vec(),
         args: attachment.args.clone(),
         capabilities: attachment.capabilities.clone(),
-        result: Some(Object::parse(&result.to_json(list.version)?)?),
+        result: Some(result.to_object(list.version)?),
     })
 }
 
@@ -261,7 +260,7 @@ fn failed(plugin: &PluginConf, verb: &str, error: Error) -> Error {
 }
 
 /// All of `errors` as one, with the code of the first.
-fn join(errors: Vec<Error>) -> Result<(), Error> {
+fn join(errors: &[Error]) -> Result<(), Error> {
     let Some(code) = errors.first().map(|e| e.code) else { return Ok(()) };
     let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     Err(Error::new(code, text))

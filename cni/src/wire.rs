@@ -126,7 +126,19 @@ fn read_dns(object: &Object) -> Result<Dns, Error> {
 }
 
 fn required(object: &Object, key: &str) -> Result<IpNet, Error> {
-    object.decode(key)?.ok_or_else(|| Error::decoding(format!("{key:?} is missing")))
+    let text: String = object.decode(key)?.ok_or_else(|| Error::decoding(format!("{key:?} is missing")))?;
+    parse_cidr(&text)
+        .ok_or_else(|| Error::decoding(format!("{key:?} is not an address with prefix length: {text:?}")))
+}
+
+/// Reads an address with its prefix length (`10.1.0.5/16`), as strictly as Go does: no leading zeros, whose
+/// meaning would depend on the reader.
+pub fn parse_cidr(text: &str) -> Option<IpNet> {
+    let (address, prefix) = text.split_once('/')?;
+    if !prefix.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    IpNet::new(address.parse().ok()?, prefix.parse().ok()?).ok()
 }
 
 /// A gateway that may be spelt as the empty text, which Go reads as no address.
@@ -140,10 +152,26 @@ fn read_gateway(object: &Object, key: &str) -> Result<Option<IpAddr>, Error> {
     }
 }
 
+/// How JSON is laid out.
+#[derive(Clone, Copy)]
+pub(crate) enum Layout {
+    Compact,
+    Pretty,
+}
+
+impl Layout {
+    fn print<T: Serialize>(self, value: &T) -> Vec<u8> {
+        match self {
+            Layout::Compact => compact(value),
+            Layout::Pretty => pretty(value),
+        }
+    }
+}
+
 /// See [`CniResult::to_json`].
-pub(crate) fn print_result(result: &CniResult, version: Version) -> Result<Vec<u8>, Error> {
+pub(crate) fn print_result(result: &CniResult, version: Version, layout: Layout) -> Result<Vec<u8>, Error> {
     if version < Version::V0_3_0 {
-        return print_families(result, version);
+        return print_families(result, version, layout);
     }
     let with_family = version < Version::V1_0_0;
     let wire = WireResult {
@@ -154,10 +182,10 @@ pub(crate) fn print_result(result: &CniResult, version: Version) -> Result<Vec<u
         // Up to 0.4.0 the reference prints an empty object, from 1.0.0 on nothing.
         dns: (with_family || !result.dns.is_empty()).then(|| WireDns::new(&result.dns)),
     };
-    Ok(pretty(&wire))
+    Ok(layout.print(&wire))
 }
 
-fn print_families(result: &CniResult, version: Version) -> Result<Vec<u8>, Error> {
+fn print_families(result: &CniResult, version: Version, layout: Layout) -> Result<Vec<u8>, Error> {
     let family = |v4: bool| {
         result.ips.iter().find(|ip| is_v4(&ip.address) == v4).map(|ip| WireFamily {
             ip: ip.address,
@@ -178,7 +206,7 @@ fn print_families(result: &CniResult, version: Version) -> Result<Vec<u8>, Error
              has none; raise the cniVersion of the configuration to 0.3.1 or later"
         )));
     }
-    Ok(pretty(&wire))
+    Ok(layout.print(&wire))
 }
 
 fn is_v4(net: &IpNet) -> bool {

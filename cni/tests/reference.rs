@@ -1,0 +1,302 @@
+//! The reference plugins, as delegates of our runtime, on real interfaces in network namespaces of the test.
+//!
+//! Needs root and the reference plugins, from `CNI_REFERENCE_PLUGINS` or where Debian installs them. A kind of
+//! interface that the running kernel lacks is left out with a note, unless `CNI_REFERENCE_STRICT` is set, as it
+//! is where the kernel is known to have them all.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use cni::{Attachment, CniResult, NetworkList, Object, Runtime, Version};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+fn plugins() -> PathBuf {
+    let directory = std::env::var_os("CNI_REFERENCE_PLUGINS").unwrap_or_else(|| "/usr/lib/cni".into());
+    let directory = PathBuf::from(directory);
+    assert!(directory.join("bridge").is_file(), "no reference plugins in {}", directory.display());
+    directory
+}
+
+/// A network namespace that lives as long as the thread that made it.
+struct Netns {
+    path: PathBuf,
+    thread: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Netns {
+    fn new() -> Self {
+        let (ready, is_ready) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ready.send(nix::unistd::gettid()).unwrap();
+            let _ = stopped.recv();
+        });
+        let tid = is_ready.recv().unwrap();
+        let path = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+        Netns { path: path.into(), thread: Some((stop, thread)) }
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.thread.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ip(netns: Option<&Path>, args: &str) -> String {
+    let mut command = match netns {
+        Some(path) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", path.display())).arg("ip");
+            command
+        }
+        None => Command::new("ip"),
+    };
+    let output = command.args(args.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Whether the kernel has this kind of interface. Call on a host of a test.
+fn kernel_has(kind: &str) -> bool {
+    let details = match kind {
+        "vlan" => "link probe0 name probe1 type vlan id 5".to_owned(),
+        "vrf" => "probe1 type vrf table 5".to_owned(),
+        kind => format!("link probe0 name probe1 type {kind}"),
+    };
+    ip(None, "link add probe0 type veth peer name probe9");
+    let output = Command::new("ip").args(["link", "add"]).args(details.split(' ')).output().unwrap();
+    ip(None, "link del probe0");
+    let has = output.status.success();
+    if has && kind == "vrf" {
+        ip(None, "link del probe1");
+    }
+    assert!(has || std::env::var_os("CNI_REFERENCE_STRICT").is_none(), "this kernel has no {kind}");
+    if !has {
+        eprintln!("left out: this kernel has no {kind}");
+    }
+    has
+}
+
+/// A host (a namespace of the calling thread, which children inherit) with a container.
+struct Node {
+    container: Netns,
+    directory: tempfile::TempDir,
+}
+
+impl Node {
+    /// Runs `test` on a host of its own.
+    fn run(test: impl FnOnce(&Node) + Send) {
+        std::thread::scope(|scope| {
+            let host = scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                ip(None, "link set lo up");
+                test(&Node { container: Netns::new(), directory: tempfile::tempdir().unwrap() });
+            });
+            if let Err(panic) = host.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    fn runtime(&self) -> Runtime {
+        Runtime { path: vec![plugins()], cache_dir: self.directory.path().join("cache") }
+    }
+
+    fn attachment(&self) -> Attachment {
+        Attachment {
+            container_id: "c0ffee".into(),
+            netns: Some(self.container.path.clone()),
+            ifname: "net1".into(),
+            args: vec![("IgnoreUnknown".into(), "1".into())],
+            capabilities: Object::new(),
+        }
+    }
+
+    /// The network, its `DATA` replaced by a directory of the test.
+    fn list(&self, text: &str) -> NetworkList {
+        let data = self.directory.path().join("data").display().to_string();
+        NetworkList::parse(text.replace("DATA", &data).as_bytes()).unwrap()
+    }
+
+    fn addresses(&self) -> String {
+        ip(Some(&self.container.path), "-o addr show")
+    }
+}
+
+/// ADD, CHECK where there is one, DEL twice; `seen` looks at the container in between.
+fn cycle(node: &Node, list: &NetworkList, seen: impl Fn(&CniResult)) {
+    let runtime = node.runtime();
+    let result = runtime.add(list, &node.attachment()).unwrap();
+    seen(&result);
+    if list.version.has_check() {
+        runtime.check(list, &node.attachment()).unwrap();
+    }
+    runtime.del(list, &node.attachment()).unwrap();
+    runtime.del(list, &node.attachment()).unwrap();
+    assert!(!node.addresses().contains("net1"), "{}", node.addresses());
+    assert!(runtime.cache().attachments(None).unwrap().is_empty());
+}
+
+/// The versions the installed plugins speak (Debian's stop at 1.0.0).
+fn versions() -> Vec<Version> {
+    cni::exec::versions(&plugins().join("bridge")).unwrap()
+}
+
+#[test]
+fn bridge_and_host_local_in_every_version() {
+    for version in versions() {
+        Node::run(|node| {
+            let list = node.list(&format!(
+                r#"{{"cniVersion":"{version}","name":"net","type":"bridge","bridge":"br7","isGateway":true,
+                    "ipam":{{"type":"host-local","dataDir":"DATA","ranges":[[{{"subnet":"10.7.0.0/24"}}],[{{"subnet":"fd07::/64"}}]],
+                    "routes":[{{"dst":"0.0.0.0/0"}}]}}}}"#
+            ));
+            cycle(node, &list, |result| {
+                assert_eq!(result.ips.len(), 2, "{version}: {result:?}");
+                assert_eq!(result.ips[0].address.to_string(), "10.7.0.2/24");
+                assert_eq!(result.ips[0].gateway, Some("10.7.0.1".parse().unwrap()));
+                assert!(result.routes.iter().any(cni::Route::is_default));
+                if version >= Version::V0_3_0 {
+                    assert_eq!(result.interfaces.len(), 3);
+                    assert_eq!(result.interfaces[2].name, "net1");
+                    assert_eq!(result.interfaces[2].sandbox, node.container.path.display().to_string());
+                    assert_eq!(result.ips[0].interface, Some(2));
+                }
+                assert!(node.addresses().contains("10.7.0.2/24"));
+            });
+        });
+    }
+}
+
+#[test]
+fn macvlan_with_capabilities_and_tuning() {
+    Node::run(|node| {
+        ip(None, "link add master0 type veth peer name wire0");
+        ip(None, "link set master0 up");
+        let list = node.list(
+            r#"{"cniVersion":"0.3.1","name":"mac","plugins":[
+                {"type":"macvlan","master":"master0","mode":"bridge","capabilities":{"ips":true},"ipam":{"type":"static"}},
+                {"type":"tuning","capabilities":{"mac":true},"mtu":1300}]}"#,
+        );
+        let mut attachment = node.attachment();
+        attachment.capabilities =
+            Object::parse(br#"{"ips":["10.1.1.11/24"],"mac":"02:11:22:33:44:55","portMappings":[]}"#)
+                .unwrap();
+        let result = node.runtime().add(&list, &attachment).unwrap();
+        assert_eq!(result.ips[0].address.to_string(), "10.1.1.11/24");
+        assert_eq!(result.interfaces[0].mac, "02:11:22:33:44:55");
+        let link = ip(Some(&node.container.path), "-o link show net1");
+        assert!(link.contains("02:11:22:33:44:55") && link.contains("mtu 1300"), "{link}");
+        node.runtime().del(&list, &attachment).unwrap();
+        assert!(!node.addresses().contains("net1"));
+    });
+}
+
+#[test]
+fn other_mains_with_static_addresses() {
+    for (kind, plugin) in [
+        ("ipvlan", r#""type":"ipvlan","master":"master0","mode":"l2""#),
+        ("macvlan", r#""type":"macvlan","master":"master0""#),
+        ("vlan", r#""type":"vlan","master":"master0","vlanId":100"#),
+        ("", r#""type":"ptp""#),
+    ] {
+        Node::run(|node| {
+            if !kind.is_empty() && !kernel_has(kind) {
+                return;
+            }
+            ip(None, "link add master0 type veth peer name wire0");
+            ip(None, "link set master0 up");
+            let list = node.list(&format!(
+                r#"{{"cniVersion":"1.0.0","name":"net","plugins":[{{{plugin},"ipam":{{"type":"static","addresses":[{{"address":"10.9.0.9/24","gateway":"10.9.0.1"}}]}}}}]}}"#
+            ));
+            cycle(node, &list, |result| {
+                assert_eq!(result.ips[0].address.to_string(), "10.9.0.9/24", "{plugin}");
+                assert!(node.addresses().contains("10.9.0.9"), "{plugin}");
+            });
+        });
+    }
+}
+
+#[test]
+fn host_device_moves_and_comes_back() {
+    Node::run(|node| {
+        ip(None, "link add spare0 type veth peer name wire0");
+        let list = node.list(r#"{"cniVersion":"1.0.0","name":"net","type":"host-device","device":"spare0"}"#);
+        // Its DEL fails where there is nothing to do, so that it gets but one.
+        let runtime = node.runtime();
+        runtime.add(&list, &node.attachment()).unwrap();
+        assert!(!ip(None, "-o link show").contains("spare0"));
+        assert!(ip(Some(&node.container.path), "-o link show").contains("net1"));
+        runtime.del(&list, &node.attachment()).unwrap();
+        assert!(ip(None, "-o link show").contains("spare0"));
+    });
+}
+
+#[test]
+fn loopback_takes_the_only_name_it_can() {
+    Node::run(|node| {
+        let list = node.list(r#"{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}"#);
+        let attachment = Attachment { ifname: "lo".into(), ..node.attachment() };
+        let result = node.runtime().add(&list, &attachment).unwrap();
+        assert_eq!(result.ips[0].address.to_string(), "127.0.0.1/8");
+        node.runtime().del(&list, &attachment).unwrap();
+    });
+}
+
+#[test]
+fn meta_plugins_follow_a_bridge() {
+    for plugin in [
+        r#""type":"bandwidth","ingressRate":1000000,"ingressBurst":100000,"egressRate":1000000,"egressBurst":100000"#,
+        r#""type":"vrf","vrfname":"red""#,
+        r#""type":"sbr""#,
+        r#""type":"tuning","sysctl":{"net.ipv4.conf.IFNAME.arp_filter":"1"}"#,
+    ] {
+        Node::run(|node| {
+            if plugin.contains("vrf") && !kernel_has("vrf") {
+                return;
+            }
+            let list = node.list(&format!(
+                r#"{{"cniVersion":"1.0.0","name":"net","plugins":[
+                    {{"type":"bridge","bridge":"br8","ipam":{{"type":"host-local","dataDir":"DATA","subnet":"10.8.0.0/24"}}}},{{{plugin}}}]}}"#
+            ));
+            // Their CHECK is not all sound; what counts here is the chain.
+            let runtime = node.runtime();
+            let result = runtime.add(&list, &node.attachment()).unwrap();
+            assert_eq!(result.ips.len(), 1, "{plugin}");
+            runtime.del(&list, &node.attachment()).unwrap();
+            assert!(!node.addresses().contains("net1"), "{plugin}");
+        });
+    }
+}
+
+#[test]
+fn a_namespace_that_is_gone_does_not_stop_del() {
+    Node::run(|node| {
+        let list = node.list(
+            r#"{"cniVersion":"1.0.0","name":"net","type":"bridge","bridge":"br7","ipam":{"type":"host-local","dataDir":"DATA","subnet":"10.7.0.0/24"}}"#,
+        );
+        let runtime = node.runtime();
+        let mut attachment = node.attachment();
+        runtime.add(&list, &attachment).unwrap();
+        let lease = node.directory.path().join("data/net/10.7.0.2");
+        assert!(lease.exists());
+        attachment.netns = None;
+        runtime.del(&list, &attachment).unwrap();
+        assert!(!lease.exists());
+    });
+}
+
+#[test]
+fn a_plugin_that_is_not_installed_is_named() {
+    Node::run(|node| {
+        let list = node.list(r#"{"cniVersion":"1.0.0","name":"net","type":"nonesuch"}"#);
+        let error = node.runtime().add(&list, &node.attachment()).unwrap_err();
+        assert!(error.msg.contains("failed to find plugin \"nonesuch\" in path ["), "{error}");
+    });
+}
