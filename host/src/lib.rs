@@ -5,6 +5,7 @@
 //! attribute or a sysfs path.
 
 pub mod announce;
+pub mod directory_watch;
 pub mod durable;
 pub mod lock;
 mod mac;
@@ -13,14 +14,17 @@ pub mod netns;
 pub mod pci;
 pub mod sysctl;
 pub mod sysfs;
+pub mod uevent;
 
 pub use announce::announce;
+pub use directory_watch::DirectoryWatch;
 pub use lock::FileLock;
 pub use mac::{MacAddress, ParseMacAddressError};
 pub use netlink::Netlink;
 pub use netns::{Netns, NetnsId};
 pub use pci::PciAddress;
 pub use sysfs::Sysfs;
+pub use uevent::{Uevent, Uevents};
 
 #[cfg(test)]
 mod testing;

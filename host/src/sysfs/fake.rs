@@ -77,6 +77,13 @@ impl FakeSysfs {
         pci
     }
 
+    /// Sets an attribute anywhere in the tree; the kernel's final newline is added. Directories are made.
+    pub fn attribute(&self, path: &str, value: &str) {
+        let path = self.root().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(path, format!("{value}\n")).expect("an attribute");
+    }
+
     /// Takes a function away, as an unplug or `echo 0 > sriov_numvfs` does.
     pub fn remove(&self, address: &str) {
         let path = self.pci(address).path();
@@ -165,6 +172,29 @@ impl FakePci<'_> {
     /// Sets an attribute of a network device of the function.
     pub fn net_attribute(self, netdev: &str, name: &str, value: &str) -> Self {
         self.attribute(&format!("net/{netdev}/{name}"), value)
+    }
+
+    /// Adds the auxiliary device `name`, bound to `driver`.
+    pub fn auxiliary(self, name: &str, driver: &str) -> Self {
+        self.child("auxiliary", name, driver)
+    }
+
+    /// Adds the vDPA device `name`, bound to `driver`.
+    pub fn vdpa(self, name: &str, driver: &str) -> Self {
+        self.child("vdpa", name, driver)
+    }
+
+    /// Adds a device that stands on a bus of its own below the function.
+    fn child(self, bus: &str, name: &str, driver: &str) -> Self {
+        let (fake, address) = (self.fake, &self.address);
+        let device = format!("devices/pci0000:00/{address}/{name}");
+        let driver = format!("bus/{bus}/drivers/{driver}");
+        for directory in [&device, &driver] {
+            fs::create_dir_all(fake.root().join(directory)).expect("a directory");
+        }
+        fake.link(&fake.root().join(&device), &format!("bus/{bus}/devices/{name}"));
+        fake.link(&fake.root().join(&driver), &format!("{device}/driver"));
+        self
     }
 
     /// Puts the function into an IOMMU group.

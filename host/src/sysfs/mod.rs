@@ -4,9 +4,12 @@
 //! of its own. Attributes that a kernel or driver may lack come back as `None`; only what should be
 //! readable and is not, or reads as nonsense, is an error.
 
+mod auxiliary;
 mod bind;
 mod net;
 mod pci;
+mod rdma;
+mod vdpa;
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
@@ -15,8 +18,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use auxiliary::AuxiliaryDevice;
 pub use net::NetDevice;
 pub use pci::{IommuGroup, PciDevice};
+pub use rdma::RdmaNodes;
+pub use vdpa::VdpaDevice;
 
 use crate::PciAddress;
 

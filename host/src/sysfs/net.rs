@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Result, attribute, link_name};
+use super::{Result, attribute, link_name, names_in};
 use crate::PciAddress;
 
 /// A network device. Only those of the namespace that sysfs was mounted in can be seen.
@@ -68,6 +68,24 @@ impl NetDevice {
     /// The attribute cannot be read.
     pub fn carrier(&self) -> Result<Option<bool>> {
         Ok(attribute(&self.path.join("carrier"))?.map(|text| text == "1"))
+    }
+
+    /// The names of the devices that stand directly on this one: the bond, bridge or Open vSwitch it is a port
+    /// of, its VLANs, its macvlans (the kernel's `upper_<name>` links).
+    ///
+    /// # Errors
+    /// The directory cannot be listed.
+    pub fn uppers(&self) -> Result<Vec<String>> {
+        let names = names_in(&self.path)?;
+        Ok(names.iter().filter_map(|name| Some(name.strip_prefix("upper_")?.to_owned())).collect())
+    }
+
+    /// The name of the device that this one is a port of: a bond, bridge, VRF or Open vSwitch.
+    ///
+    /// # Errors
+    /// The link cannot be read.
+    pub fn master(&self) -> Result<Option<String>> {
+        link_name(&self.path.join("master"))
     }
 
     fn non_empty(&self, name: &str) -> Result<Option<String>> {
