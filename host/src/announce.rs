@@ -23,7 +23,7 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// # Errors
 /// When the namespace cannot be entered or the kernel refuses to send.
 pub fn announce(netns: &Netns, index: u32, mac: MacAddress, address: IpAddr) -> Result<(), Error> {
-    let failed = |source| Error::Send { address, index, source };
+    let failed = |cause| Error::Send { address, index, cause };
     netns
         .run(|| match address {
             IpAddr::V4(ip) => gratuitous_arp(index, mac, ip),
@@ -40,14 +40,14 @@ pub enum Error {
     #[error(transparent)]
     Netns(#[from] netns::Error),
     /// The packet was not sent.
-    #[error("announcing {address} on interface {index}: {source}")]
+    #[error("announcing {address} on interface {index}: {cause}")]
     Send {
         /// The address.
         address: IpAddr,
         /// The interface.
         index: u32,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -142,7 +142,7 @@ mod tests {
             let index = outside.link_by_name(&name).await.unwrap().unwrap().index;
             outside.move_link(index, &pod, &name).await.unwrap();
             let link = inside.link_by_name(&name).await.unwrap().unwrap();
-            // A tentative link-local address is no source; the test has no time for duplicate detection.
+            // A tentative link-local address is no cause; the test has no time for duplicate detection.
             let accept_dad = (format!("ipv6/conf/{name}/accept_dad"), "0");
             crate::sysctl::write(&pod, &[accept_dad]).unwrap();
             inside.set_up(link.index, true).await.unwrap();

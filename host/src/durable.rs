@@ -4,33 +4,39 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An operation on a file that failed, with its object.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {}: {source}", path.display())]
+#[error("{operation} {}: {cause}", path.display())]
 pub struct Error {
     /// What was attempted.
     pub operation: &'static str,
     /// On which file or directory.
     pub path: PathBuf,
     /// The cause.
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 /// Writes `content` to `path` (mode 0600) so that it survives power loss: temporary file in the same
-/// directory, fsync, rename over `path`, fsync of the directory.
+/// directory, fsync, rename over `path`, fsync of the directory. Writers of one path must exclude each
+/// other, as they must anyway when they read before they write.
 ///
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    put(path, content, true)
+    put(path, content, true)?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(|cause| Error {
+        operation: "syncing directory",
+        path: directory.to_owned(),
+        cause,
+    })
 }
 
-/// Writes `content` to `path` (mode 0600) so that readers and later processes see the old or the new
-/// content whole, without forcing it to disk. It is right for state that a reboot makes void
-/// anyway: the page cache outlives every process, and two fsyncs cost more than all the netlink
-/// messages of an ADD.
+/// As [`write`], without forcing the content to disk: readers and later processes see the old or the
+/// new content whole, also when this process is killed at any point. It is right for state that a
+/// reboot makes void anyway: the page cache outlives every process, and two fsyncs cost more than all
+/// the netlink messages of an ADD.
 ///
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
@@ -39,44 +45,40 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
 }
 
 fn put(path: &Path, content: &[u8], sync: bool) -> Result<(), Error> {
-    static SERIAL: AtomicU32 = AtomicU32::new(0);
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let temporary = directory.join(format!(".{name}.{}.{serial}", std::process::id()));
-    let failed = |operation, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error { operation, path, source }
-    };
-
+    let temporary = temporary(path);
     let written = || -> io::Result<()> {
-        // A crashed predecessor with the same process id may have left its temporary file.
+        // What a killed predecessor left under this name is overwritten.
         let mut file =
             OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         if sync { file.sync_all() } else { Ok(()) }
     };
-    written()
-        .and_then(|()| fs::rename(&temporary, path))
-        .inspect_err(|_| {
-            let _ = fs::remove_file(&temporary);
-        })
-        .map_err(failed("writing", path))?;
-    if sync {
-        sync_directory(directory)?;
-    }
-    Ok(())
+    written().and_then(|()| fs::rename(&temporary, path)).map_err(|cause| {
+        let _ = fs::remove_file(&temporary);
+        Error { operation: "writing", path: path.to_owned(), cause }
+    })
 }
 
-/// Removes `path`; true when it was there.
+// One fixed name per path, so that what a killed process leaves is found and removed.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.tmp"))
+}
+
+/// Removes `path`, and what a killed writer of it left; true when `path` was there.
 ///
 /// # Errors
 /// Any refusal other than absence.
 pub fn remove(path: &Path) -> Result<bool, Error> {
+    unlink(&temporary(path))?;
+    unlink(path)
+}
+
+fn unlink(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error { operation: "removing", path: path.to_owned(), source }),
+        Err(cause) => Err(Error { operation: "removing", path: path.to_owned(), cause }),
     }
 }
 
@@ -88,7 +90,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match fs::read(path) {
         Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error { operation: "reading", path: path.to_owned(), source }),
+        Err(cause) => Err(Error { operation: "reading", path: path.to_owned(), cause }),
     }
 }
 
@@ -97,18 +99,10 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// # Errors
 /// When a directory cannot be made.
 pub fn make_directory(path: &Path) -> Result<(), Error> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| Error {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|cause| Error {
         operation: "making directory",
         path: path.to_owned(),
-        source,
-    })
-}
-
-fn sync_directory(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(|source| Error {
-        operation: "syncing directory",
-        path: path.to_owned(),
-        source,
+        cause,
     })
 }
 
@@ -128,8 +122,11 @@ mod tests {
         assert_eq!(read(&path).unwrap().unwrap(), b"second");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A writer that was killed half-way.
+        fs::write(temporary(&path), "sec").unwrap();
         assert!(remove(&path).unwrap());
         assert!(!remove(&path).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod announce;
 pub mod directory_watch;
 pub mod durable;
+mod incarnation;
 pub mod lock;
 mod mac;
 pub mod netlink;
@@ -18,6 +19,7 @@ pub mod uevent;
 
 pub use announce::announce;
 pub use directory_watch::DirectoryWatch;
+pub use incarnation::{boot_id, incarnation};
 pub use lock::FileLock;
 pub use mac::{MacAddress, ParseMacAddressError};
 pub use netlink::Netlink;

@@ -28,12 +28,12 @@ pub enum Error {
         waited: Duration,
     },
     /// The file could not be made, opened or locked.
-    #[error("locking {}: {source}", path.display())]
+    #[error("locking {}: {cause}", path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -45,7 +45,7 @@ impl FileLock {
     /// # Errors
     /// [`Error::Timeout`] when the limit passed, [`Error::Io`] when the file is unusable.
     pub fn acquire(path: &Path, limit: Duration) -> Result<Self, Error> {
-        let failed = |source| Error::Io { path: path.to_owned(), source };
+        let failed = |cause| Error::Io { path: path.to_owned(), cause };
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -56,7 +56,7 @@ impl FileLock {
         match file.try_lock() {
             Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => wait(file, limit, path),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
         }
     }
 
@@ -69,7 +69,7 @@ impl FileLock {
 // flock has no deadline of its own, so a thread does the waiting. When the deadline passes first, the
 // thread stays behind and, should it ever get the lock, finds nobody to hand it to and drops it.
 fn wait(file: File, limit: Duration, path: &Path) -> Result<FileLock, Error> {
-    let failed = |source| Error::Io { path: path.to_owned(), source };
+    let failed = |cause| Error::Io { path: path.to_owned(), cause };
     let (sender, receiver) = mpsc::sync_channel(0);
     std::thread::Builder::new()
         .name("flock".to_owned())

@@ -21,6 +21,31 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
+/// All network namespaces that a process is in or that are named in `/run/netns`, each once.
+///
+/// # Errors
+/// [`Error::Kernel`] when `/proc` cannot be listed. What vanishes meanwhile is left out.
+pub fn discover() -> Result<Vec<Netns>, Error> {
+    let listed = |directory: &str| {
+        let entries = fs::read_dir(directory).map(|entries| entries.flatten().map(|entry| entry.path()));
+        entries.map_err(|cause| Error::Kernel { operation: "listing", path: directory.into(), cause })
+    };
+    let processes = listed("/proc")?.filter(|path| {
+        let name = path.file_name().unwrap_or_default();
+        name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+    });
+    let candidates = processes.map(|process| process.join("ns/net"));
+    let named = listed("/run/netns").into_iter().flatten();
+    let mut found: Vec<Netns> = Vec::new();
+    for path in candidates.chain(named) {
+        let id = fs::metadata(&path).map(|meta| NetnsId { dev: meta.dev(), ino: meta.ino() });
+        if id.is_ok_and(|id| found.iter().all(|netns| netns.id != id)) {
+            found.extend(Netns::open(path));
+        }
+    }
+    Ok(found)
+}
+
 /// Why a path did not open as a network namespace.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,14 +64,14 @@ pub enum Error {
         path: PathBuf,
     },
     /// The kernel refused the operation.
-    #[error("{operation} network namespace {}: {source}", path.display())]
+    #[error("{operation} network namespace {}: {cause}", path.display())]
     Kernel {
         /// What was attempted.
         operation: &'static str,
         /// The namespace it was attempted on.
         path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -74,11 +99,11 @@ impl Netns {
         let path = path.into();
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(source) => {
+            Err(cause) => {
                 // ENOTDIR, ESRCH: a parent vanished, or the process behind /proc/PID did.
-                return Err(match source.raw_os_error() {
+                return Err(match cause.raw_os_error() {
                     Some(errno) if is_absence(errno) => Error::Gone { path },
-                    _ => Error::Kernel { operation: "opening", path, source },
+                    _ => Error::Kernel { operation: "opening", path, cause },
                 });
             }
         };
@@ -88,9 +113,7 @@ impl Netns {
             (Ok(link), Ok(meta)) if link.as_os_str().as_encoded_bytes().starts_with(b"net:[") => {
                 Ok(Self { file, path, id: NetnsId { dev: meta.dev(), ino: meta.ino() } })
             }
-            (Err(source), _) | (_, Err(source)) => {
-                Err(Error::Kernel { operation: "identifying", path, source })
-            }
+            (Err(cause), _) | (_, Err(cause)) => Err(Error::Kernel { operation: "identifying", path, cause }),
             _ => Err(Error::NotNamespace { path }),
         }
     }
@@ -153,13 +176,13 @@ impl Netns {
             let thread = std::thread::Builder::new()
                 .name("netns".to_owned())
                 .spawn_scoped(scope, f)
-                .map_err(|source| self.refused("starting a thread for", source))?;
+                .map_err(|cause| self.refused("starting a thread for", cause))?;
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
-    fn refused(&self, operation: &'static str, source: io::Error) -> Error {
-        Error::Kernel { operation, path: self.path.clone(), source }
+    fn refused(&self, operation: &'static str, cause: io::Error) -> Error {
+        Error::Kernel { operation, path: self.path.clone(), cause }
     }
 }
 
@@ -206,6 +229,13 @@ mod tests {
         let inside = other.run(|| Netns::current().unwrap().id()).unwrap();
         assert_eq!(inside, other.id());
         assert_eq!(Netns::current().unwrap().id(), before);
+    }
+
+    #[test]
+    fn discovers_the_namespace_of_each_process_once() {
+        let own = Netns::current().unwrap().id();
+        let ids: Vec<_> = discover().unwrap().iter().map(Netns::id).collect();
+        assert_eq!(ids.iter().filter(|id| **id == own).count(), 1);
     }
 
     #[test]

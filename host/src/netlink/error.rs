@@ -12,12 +12,12 @@ use crate::netns;
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused the request.
-    #[error("{operation}: {source}{}", explanation(.message.as_ref()))]
+    #[error("{operation}: {cause}{}", explanation(.message.as_ref()))]
     Kernel {
         /// What was attempted, on what: "setting MTU 9000 of eth0".
         operation: String,
         /// The error number, as an OS error.
-        source: io::Error,
+        cause: io::Error,
         /// The kernel's or driver's own words (extended acknowledgement), when it gave any.
         message: Option<String>,
     },
@@ -44,10 +44,10 @@ pub enum Error {
         missing: String,
     },
     /// No netlink socket could be opened.
-    #[error("opening a netlink socket: {source}")]
+    #[error("opening a netlink socket: {cause}")]
     Socket {
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The namespace could not be entered.
     #[error(transparent)]
@@ -56,13 +56,13 @@ pub enum Error {
 
 impl Error {
     pub(super) fn kernel(operation: String, code: i32, message: Option<String>) -> Self {
-        let source = io::Error::from_raw_os_error(code.saturating_abs());
-        Self::Kernel { operation, source, message }
+        let cause = io::Error::from_raw_os_error(code.saturating_abs());
+        Self::Kernel { operation, cause, message }
     }
 
     fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Kernel { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::Kernel { cause, .. } => cause.raw_os_error().map(Errno::from_raw),
             _ => None,
         }
     }

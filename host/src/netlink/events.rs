@@ -97,8 +97,8 @@ impl Events {
     }
 
     /// Asks `check` now and after every notification until it answers with a value, at most for
-    /// `limit`; `None` when the limit passed. `check` looks at the state itself, so lost or merged
-    /// notifications do no harm.
+    /// `limit`; `None` when the limit passed. `check` looks at the state itself, and once more when the
+    /// limit has passed, so lost, merged or missing notifications do no harm.
     ///
     /// # Errors
     /// The first error of `check`, or a broken socket.
@@ -114,7 +114,7 @@ impl Events {
             }
             match tokio::time::timeout_at(deadline, self.next()).await {
                 Ok(event) => drop(event?),
-                Err(_) => return Ok(None),
+                Err(_) => return check().await,
             }
         }
     }

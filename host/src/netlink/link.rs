@@ -31,6 +31,8 @@ const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_PARENT_DEV_NAME: u16 = 56;
 const IFF_UP: u32 = 1;
 const IFF_RUNNING: u32 = 1 << 6;
+const IFF_PROMISC: u32 = 1 << 8;
+const IFF_ALLMULTI: u32 = 1 << 9;
 
 /// A network interface as RTM_NEWLINK describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,6 +54,10 @@ pub struct Link {
     pub up: bool,
     /// Up and operational (IFF_RUNNING).
     pub running: bool,
+    /// Promiscuous by request of an administrator or program (IFF_PROMISC).
+    pub promiscuous: bool,
+    /// Receives all multicast by such a request (IFF_ALLMULTI).
+    pub allmulti: bool,
     /// Whether there is a carrier; false while the interface is down.
     pub carrier: bool,
     /// Kind of a virtual interface (`veth`, `bridge`, ...); `None` for hardware.
@@ -73,6 +79,8 @@ impl Link {
             link_type: u16_at(body, 2)?,
             up: flags & IFF_UP != 0,
             running: flags & IFF_RUNNING != 0,
+            promiscuous: flags & IFF_PROMISC != 0,
+            allmulti: flags & IFF_ALLMULTI != 0,
             ..Self::default()
         };
         for (kind, value) in attributes(body.get(HEADER_LENGTH..)?) {
@@ -186,6 +194,16 @@ impl Netlink {
         let message = LinkUnspec::new_with_index(index);
         let (message, state) = if up { (message.up(), "up") } else { (message.down(), "down") };
         self.set_link(message, || format!("setting interface {index} {state}")).await
+    }
+
+    /// Switches promiscuous mode and reception of all multicast.
+    ///
+    /// # Errors
+    /// When kernel or driver refuse.
+    pub async fn set_reception(&self, index: u32, promiscuous: bool, allmulti: bool) -> Result<(), Error> {
+        let message = LinkUnspec::new_with_index(index).promiscuous(promiscuous).allmulticast(allmulti);
+        let operation = || format!("setting promisc {promiscuous}, allmulti {allmulti} on interface {index}");
+        self.set_link(message, operation).await
     }
 
     /// Sets the hardware address of the interface itself (not the administrative one of a VF).

@@ -57,6 +57,7 @@ enum Verb {
     Dump,
     Change,
     Create,
+    CreateBeside,
     CreateOrReplace,
 }
 
@@ -66,6 +67,7 @@ impl Verb {
             Self::Get | Self::Change => NLM_F_REQUEST | NLM_F_ACK,
             Self::Dump => NLM_F_REQUEST | NLM_F_DUMP,
             Self::Create => NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+            Self::CreateBeside => NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE,
             Self::CreateOrReplace => NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
         }
     }
@@ -166,7 +168,7 @@ fn open_socket(groups: u32) -> Result<(TokioSocket, SocketAddr), Error> {
         let _ = inner.set_ext_ack(true);
         Ok((socket, address))
     };
-    open().map_err(|source| Error::Socket { source })
+    open().map_err(|cause| Error::Socket { cause })
 }
 
 fn spawn(mut connection: Connection<Frame, TokioSocket>) {

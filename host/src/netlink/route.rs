@@ -186,6 +186,16 @@ impl Netlink {
         self.request(Verb::Create, frame, || format!("adding {}", describe(route))).await.map(drop)
     }
 
+    /// Adds a route beside others to the same destination, as a further next hop where the kernel can
+    /// do that. This is how the reference plugins add the routes that an IPAM plugin returns.
+    ///
+    /// # Errors
+    /// EEXIST when there is the very same route.
+    pub async fn append_route(&self, route: &Route) -> Result<(), Error> {
+        let frame = Frame::new(RTM_NEWROUTE, &route.message());
+        self.request(Verb::CreateBeside, frame, || format!("adding {}", describe(route))).await.map(drop)
+    }
+
     /// Adds a route, or replaces the one to the same destination with the same metric.
     ///
     /// # Errors
