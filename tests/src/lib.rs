@@ -1,0 +1,11 @@
+//! The conformance suite: scenarios that use a node as Kubernetes does, and a simulated node to run them on.
+//!
+//! The programs under test are reached only through their public faces (CNI, gRPC, annotations, files, flags), so
+//! the suite can be pointed at any implementation of them.
+
+pub mod cluster;
+pub mod inside;
+pub mod pod;
+pub mod sim;
+pub mod vfs;
+pub mod wait;

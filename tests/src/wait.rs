@@ -1,0 +1,30 @@
+//! Waiting for what happens elsewhere.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use tokio::time::{Instant, sleep};
+
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Looks again and again until there is something, `what`, or an error, or `patience` is over.
+///
+/// # Errors
+/// That of `look`, or that the time is over.
+pub async fn until<T>(
+    patience: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {} s for {what}", patience.as_secs());
+        }
+        sleep(INTERVAL).await;
+    }
+}
