@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# The command channel into a guest: ssh over loopback with keys that live as long as the instance.
+
+make_keys() {
+    [[ -e $LAB/run/key && -e $LAB/run/hostkey && -s $LAB/run/known_hosts ]] && return
+    rm -f "$LAB/run/key" "$LAB/run/hostkey"
+    ssh-keygen -q -t ed25519 -N '' -C podrail-lab -f "$LAB/run/key"
+    cp "$LAB/run/key.pub" "$LAB/run/authorized_keys"
+    dropbearkey -t ed25519 -f "$LAB/run/hostkey" 2>/dev/null | sed -n 's/^\(ssh-ed25519 [^ ]*\).*/podrail-lab \1/p' >"$LAB/run/known_hosts"
+}
+
+guest_ssh() {
+    local node=$1
+    shift
+    ssh -F none -q -p "$(<"$LAB/run/node$node.port")" -i "$LAB/run/key" \
+        -o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes -o HostKeyAlias=podrail-lab -o StrictHostKeyChecking=yes \
+        -o UserKnownHostsFile="$LAB/run/known_hosts" -o GlobalKnownHostsFile=/dev/null -o ConnectTimeout=20 \
+        -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o LogLevel=ERROR \
+        root@127.0.0.1 "$@"
+}
+
+# guest NODE COMMAND...: runs COMMAND in the guest, in the same directory if it is there; stdin, stdout, stderr and
+# the exit code are the command's.
+guest() {
+    local node=$1 tty=()
+    shift
+    [[ -t 0 && -t 1 ]] && tty=(-t)
+    guest_ssh "$node" "${tty[@]}" -- "$(printf '%q ' /run/podrail/enter "$PWD" "$@")"
+}
+
+# Waits until guest-init is through, or the guest says that it failed, or is gone.
+wait_ready() {
+    local node=$1 deadline=$((SECONDS + ${2:-120})) console=$LAB/log/node$1.console
+    while ((SECONDS < deadline)); do
+        if grep -aq PODRAIL-LAB-FAILED "$console" 2>/dev/null; then
+            die "node$node: $(grep -ao 'PODRAIL-LAB-FAILED .*' "$console" | head -1 | cut -d' ' -f2- | tr -d '\r') (log: $console)"
+        fi
+        node_alive "$node" || return 1
+        if grep -aq 'guest-init: .* VFs on igbvf' "$console" 2>/dev/null &&
+            guest_ssh "$node" -o ConnectTimeout=5 test -e /run/podrail/ready </dev/null 2>/dev/null; then return 0; fi
+        sleep 0.2
+    done
+    die "node$node is not ready after ${2:-120} s (log: $console)"
+}

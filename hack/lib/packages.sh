@@ -1,0 +1,144 @@
+# shellcheck shell=bash
+# Debian packages: which ones the lab needs, and how the missing ones get here.
+# No mirror is named anywhere: further suites reuse the URI and keyring of apt's own sources.
+
+SOURCES=/etc/apt/sources.list.d/podrail.sources
+
+debian_codename() {
+    local ID='' VERSION_CODENAME=''
+    # shellcheck disable=SC1091
+    [[ -r /etc/os-release ]] && . /etc/os-release
+    [[ $ID == debian ]] && printf '%s\n' "$VERSION_CODENAME"
+}
+
+apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"; }
+
+# The first apt source that serves SUITE, as "URI<TAB>KEYRING", from either format of apt's files.
+apt_source_of() {
+    local suite=$1
+    cat /etc/apt/sources.list.d/*.sources 2>/dev/null | awk -v suite="$suite" '
+        BEGIN { RS = ""; FS = "\n" }
+        { uri = key = ""; hit = main = 0
+          for (i = 1; i <= NF; i++) {
+            if ($i ~ /^#/) continue
+            n = split($i, word, /[ \t]+/)
+            if (word[1] == "URIs:") uri = word[2]
+            if (word[1] == "Signed-By:") key = word[2]
+            for (j = 2; j <= n; j++) {
+              if (word[1] == "Suites:" && word[j] == suite) hit = 1
+              if (word[1] == "Components:" && word[j] == "main") main = 1
+            }
+          }
+          if (hit && main && uri) { print uri "\t" key; exit }
+        }' | grep . && return
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | awk -v suite="$suite" '
+        $1 == "deb" { key = ""; at = 2
+          if ($0 ~ /\[/) { if (match($0, /signed-by=[^] ]*/)) key = substr($0, RSTART + 10, RLENGTH - 10)
+                           sub(/\[[^]]*\][ \t]*/, "") }
+          if ($(at + 1) == suite) { print $at "\t" key; exit } }' | grep .
+}
+
+# serves TYPE SUITE: does an apt source of TYPE (deb, deb-src) already list SUITE?
+serves() {
+    apt-get indextargets --format '$(IDENTIFIER) $(RELEASE)' 2>/dev/null |
+        grep -qxE "$([[ $1 == deb ]] && echo Packages || echo Sources) $2"
+}
+
+# use_suite TYPE SUITE: makes apt know SUITE, by one stanza in a sources file of our own.
+use_suite() {
+    local type=$1 suite=$2 codename=${2%%-*} source uri key
+    serves "$type" "$suite" && return
+    source=$(apt_source_of "$codename") ||
+        die "apt has no source for Debian $codename: add one to /etc/apt/sources.list.d, then run this again"
+    IFS=$'\t' read -r uri key <<<"$source"
+    {
+        printf '\n# Written by podrail'\''s hack/lab.\nTypes: %s\nURIs: %s\nSuites: %s\nComponents: main\n' "$type" "$uri" "$suite"
+        [[ -z $key ]] || printf 'Signed-By: %s\n' "$key"
+    } >>"$SOURCES"
+    say "apt: added $type $suite to $SOURCES"
+    apt update >/dev/null || die "apt-get update failed after adding $suite (see $SOURCES)"
+}
+
+missing_packages() {
+    local package
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || printf '%s\n' "$package"
+    done
+}
+
+# install_packages [-t SUITE] PACKAGE...: installs what is missing, and starts none of its services on the host.
+install_packages() {
+    local suite=() missing policy=/usr/sbin/policy-rc.d made='' unit
+    [[ $1 == -t ]] && suite=(-t "$2") && shift 2
+    mapfile -t missing < <(missing_packages "$@")
+    ((${#missing[@]})) || return 0
+    say "apt: installing ${missing[*]}"
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        made=1
+    fi
+    if ! DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "${suite[@]}" "${missing[@]}" >"$CACHE/apt.log" 2>&1 &&
+        ! { apt update && DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "${suite[@]}" "${missing[@]}"; } >"$CACHE/apt.log" 2>&1; then
+        [[ -z $made ]] || rm -f "$policy"
+        die "apt-get could not install ${missing[*]}: $(grep -m1 '^E:' "$CACHE/apt.log") (all of it in $CACHE/apt.log)"
+    fi
+    [[ -z $made ]] || rm -f "$policy"
+    # The lab wants the programs, not their daemons on this host at the next boot.
+    if [[ -d /run/systemd/system ]]; then
+        for unit in containerd etcd; do
+            [[ " ${missing[*]} " == *" ${unit/etcd/etcd-server} "* ]] && systemctl disable "$unit" >/dev/null 2>&1
+        done
+    fi
+    return 0
+}
+
+candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p'; }
+
+# DPDK's driver packages carry its ABI number in their names: the one that fits is of the same build as dpdk itself.
+dpdk_driver_package() {
+    local package version
+    version=$(candidate dpdk)
+    for package in $(apt-cache search --names-only '^librte-net-e1000-[0-9]+$' | cut -d' ' -f1); do
+        if [[ $(candidate "$package") == "$version" ]]; then
+            printf '%s\n' "$package"
+            return
+        fi
+    done
+    die "apt knows no librte-net-e1000 package of dpdk's version $version"
+}
+
+qemu_has_igb() { qemu-system-x86_64 -device help 2>/dev/null | grep -q '^name "igb"'; }
+
+# Everything a guest needs from the host. Quick when all is there; once a day's first run may cost a minute.
+install_lab_packages() {
+    local codename backports=() stamp=$CACHE/lab-packages
+    local packages=(kmod udev xz-utils zstd cpio busybox-static dropbear-bin openssh-client iproute2 iputils-ping procps
+        iptables nftables ethtool util-linux jq openssl strace tcpdump containernetworking-plugins containerd runc dpdk)
+
+    mkdir -p "$CACHE"
+    if [[ -e $stamp && $stamp -nt /var/lib/dpkg/status && $stamp -nt ${BASH_SOURCE[0]} ]]; then return; fi
+    codename=$(debian_codename) ||
+        die "this is not Debian: the lab installs its tools from Debian 12 (bookworm) or newer"
+    command -v apt-get >/dev/null || die "apt-get is missing: the lab installs its tools with it"
+    [[ $(dpkg --print-architecture) == amd64 ]] || die "the lab's guests are amd64, this machine is $(dpkg --print-architecture)"
+    case $codename in
+    bookworm) backports=(-t bookworm-backports) ;;
+    buster | bullseye) die "Debian $codename is too old for the lab (no QEMU with igb): use Debian 12 or newer" ;;
+    esac
+    if ! command -v qemu-system-x86_64 >/dev/null || ! qemu_has_igb; then
+        if ((${#backports[@]})); then
+            use_suite deb bookworm-backports
+            say "apt: installing QEMU from bookworm-backports"
+            DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "${backports[@]}" qemu-system-x86 >"$CACHE/apt.log" 2>&1 ||
+                die "apt-get could not install QEMU: $(grep -m1 '^E:' "$CACHE/apt.log") (all of it in $CACHE/apt.log)"
+        else
+            install_packages qemu-system-x86
+        fi
+        qemu_has_igb || die "this machine's qemu-system-x86_64 has no igb device: QEMU 8.0 or newer is needed"
+    fi
+    apt-cache show dpdk >/dev/null 2>&1 || apt update >/dev/null || true
+    packages+=("$(dpdk_driver_package)")
+    install_packages "${packages[@]}"
+    touch "$stamp"
+}

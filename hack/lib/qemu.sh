@@ -1,0 +1,101 @@
+# shellcheck shell=bash
+# One guest is one QEMU process: its command line, its accelerator, its start and its end.
+
+# Sets ACCEL to the fastest accelerator on which a guest really boots here. /dev/kvm alone proves nothing: inside some
+# machines it exists and no ordinary kernel comes up on it. So one is booted once, and the answer is remembered.
+choose_accelerator() {
+    local key answer
+    ACCEL=tcg
+    [[ -w /dev/kvm ]] || return 0
+    key=$(printf '%s %s %s' "$(uname -r)" "$(grep -m1 'model name' /proc/cpuinfo)" "$KERNEL_VERSION" | cksum | cut -d' ' -f1)
+    answer=$CACHE/kvm-$key
+    if [[ ! -s $answer ]]; then
+        say "probing KVM once (at most 20 s)"
+        if probe_kvm; then echo kvm >"$answer"; else echo tcg >"$answer"; fi
+        say "guests run on $(<"$answer")"
+    fi
+    ACCEL=$(<"$answer")
+}
+
+probe_kvm() {
+    local dir output
+    dir=$(mktemp -d)
+    mkdir "$dir/lab"
+    printf 'LAB_PROBE=1\n' >"$dir/lab/conf"
+    { cat "$KERNEL_DIR/initrd" && archive "$dir"; } >"$dir.initrd"
+    output=$(timeout -k 1 20 qemu-system-x86_64 -enable-kvm -cpu host -machine q35,kernel-irqchip=split -m 512M -display none -no-reboot -nodefaults \
+        -kernel "$(kernel_image)" -initrd "$dir.initrd" -append "console=ttyS0 quiet panic=-1" \
+        -device intel-iommu,intremap=on -serial stdio </dev/null 2>/dev/null)
+    rm -rf "$dir" "$dir.initrd"
+    [[ $output == *PODRAIL-LAB-PROBE-OK* ]]
+}
+
+kernel_image() {
+    if [[ -e $KERNEL_DIR/vmlinux ]]; then printf '%s' "$KERNEL_DIR/vmlinux"; else printf '%s' "$KERNEL_DIR/vmlinuz"; fi
+}
+
+node_pid() { cat "$LAB/run/node$1.pid" 2>/dev/null; }
+node_alive() { alive "$(node_pid "$1")" "$LAB/run/node$1"; }
+
+# node_initrd NODE: the kernel's initramfs plus this guest's own settings and keys, which so stay off its command line.
+node_initrd() {
+    local node=$1 dir=$LAB/run/node$1.d
+    mkdir -p "$dir/lab"
+    cat >"$dir/lab/conf" <<EOC
+LAB_PROBE=
+LAB_NAME='$NAME'
+LAB_NODE=$node
+LAB_HOSTNAME=node$node
+LAB_MACHINE_ID=$(printf '%s-%s' "$LAB" "$node" | md5sum | cut -c1-32)
+LAB_OVERLAYS='var etc opt tmp root home srv mnt media'
+LAB_ROOT_CACHE=${PODRAIL_LAB_ROOT_CACHE:-loose}
+LAB_SHARE='$SHARE'
+LAB_REPO='$REPO'
+LAB_MODULES='$KERNEL_DIR/lib/modules'
+LAB_VFS=$VFS
+LAB_HUGEPAGES=$HUGEPAGES
+LAB_CI='${CI:-}'
+EOC
+    cp "$LAB/run/authorized_keys" "$LAB/run/hostkey" "$dir/lab/"
+    { cat "$KERNEL_DIR/initrd" && archive "$dir"; } >"$LAB/run/node$node.initrd"
+}
+
+# start_node NODE PORT: boots one guest whose command channel is PORT on the host's loopback.
+start_node() {
+    local node=$1 port=$2 pf args=() iommu=intel-iommu cpu=max machine=q35
+    if [[ $ACCEL == kvm ]]; then
+        machine=q35,kernel-irqchip=split iommu=intel-iommu,intremap=on cpu=host
+        args+=(-accel kvm)
+    else
+        args+=(-accel tcg,thread=multi,tb-size=512)
+    fi
+    node_initrd "$node"
+    args+=(
+        -name "podrail-$NAME-node$node" -pidfile "$LAB/run/node$node.pid"
+        -machine "$machine" -cpu "$cpu" -smp "$CPUS" -m "$MEMORY"
+        -nodefaults -no-reboot -display none -serial "file:$LAB/log/node$node.console"
+        -kernel "$(kernel_image)" -initrd "$LAB/run/node$node.initrd"
+        -append "console=ttyS0 quiet loglevel=4 panic=-1 intel_iommu=on iommu=pt mitigations=off net.ifnames=1 biosdevname=0 random.trust_cpu=on"
+        -device "$iommu"
+        -device virtio-rng-pci
+        -netdev "user,id=host,ipv6=off,hostfwd=tcp:127.0.0.1:$port-:22"
+        -device virtio-net-pci,netdev=host,romfile=
+        -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
+        -device virtio-9p-pci,fsdev=host,mount_tag=host
+        -fsdev "local,id=repo,path=$REPO,security_model=none,readonly=on,multidevs=remap"
+        -device virtio-9p-pci,fsdev=repo,mount_tag=repo
+        -fsdev "local,id=share,path=$SHARE,security_model=none,multidevs=remap"
+        -device virtio-9p-pci,fsdev=share,mount_tag=share
+    )
+    for ((pf = 0; pf < PFS; pf++)); do
+        args+=(-device "pcie-root-port,id=rp$pf,slot=$((pf + 1)),chassis=$pf,bus=pcie.0")
+        if ((NODES > 1)); then
+            args+=(-netdev "stream,id=wire$pf,addr.type=unix,addr.path=$LAB/run/wire$pf$(if ((node == 1)); then echo ,server=on; else echo ,server=off,reconnect-ms=500; fi)"
+                -device "igb,bus=rp$pf,id=nic$pf,netdev=wire$pf,mac=52:54:00:ab:0$node:$(printf %02x "$pf"),romfile=")
+        else
+            args+=(-device "igb,bus=rp$pf,id=nic$pf,mac=52:54:00:ab:0$node:$(printf %02x "$pf"),romfile=")
+        fi
+    done
+    rm -f "$LAB/run/node$node.pid"
+    setsid qemu-system-x86_64 "${args[@]}" </dev/null >"$LAB/log/node$node.qemu" 2>&1 {LOCK}>&- &
+}
