@@ -1,0 +1,49 @@
+//! Who asked what, for tests that count.
+
+use super::url::{Place, Verb};
+
+/// One request that reached the server, whatever became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// What was wanted.
+    pub verb: Verb,
+    /// Path without query.
+    pub path: String,
+    /// Query string, not decoded.
+    pub query: String,
+    /// API group; empty for the core group and for requests about no resource.
+    pub group: String,
+    /// Plural name of the kind; empty for requests about no resource (`/version`, discovery).
+    pub resource: String,
+    /// `status`, `binding`; empty for the object itself.
+    pub subresource: String,
+    /// Namespace; empty if the path names none.
+    pub namespace: String,
+    /// Name of the object; empty for collections.
+    pub name: String,
+    /// User whose credentials came with the request; empty without credentials.
+    pub user: String,
+    /// `User-Agent` header, which tells the programs apart.
+    pub user_agent: String,
+    /// HTTP status of the answer; `None` as long as there is none, and if there never was one.
+    pub status: Option<u16>,
+}
+
+impl Request {
+    pub(super) fn new(verb: Verb, path: &str, query: &str, place: Option<&Place>) -> Self {
+        let field = |field: fn(&Place) -> &String| place.map(field).cloned().unwrap_or_default();
+        Self {
+            verb,
+            path: path.to_owned(),
+            query: query.to_owned(),
+            group: field(|place| &place.group),
+            resource: field(|place| &place.resource),
+            subresource: field(|place| &place.subresource),
+            namespace: field(|place| &place.namespace),
+            name: field(|place| &place.name),
+            user: String::new(),
+            user_agent: String::new(),
+            status: None,
+        }
+    }
+}
