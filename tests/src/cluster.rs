@@ -20,6 +20,8 @@ use crate::wait::until;
 pub const NAMESPACE: &str = "default";
 /// Annotation of a pod: what Multus attached.
 pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+/// The definition that an administrator applies.
+const NAD_DEFINITION: &str = include_str!("../../deploy/network-attachment-definition.yaml");
 /// Annotation of a NAD: the resource whose devices its attachments use.
 const RESOURCE_NAME: &str = "k8s.v1.cni.cncf.io/resourceName";
 
@@ -93,28 +95,8 @@ impl Cluster {
     /// # Errors
     /// The API server refuses the definition.
     pub async fn define_nads(&self) -> Result<()> {
-        let definition: CustomResourceDefinition = serde_json::from_value(json!({
-            "metadata": {"name": "network-attachment-definitions.k8s.cni.cncf.io"},
-            "spec": {
-                "group": "k8s.cni.cncf.io",
-                "scope": "Namespaced",
-                "names": {
-                    "plural": "network-attachment-definitions",
-                    "singular": "network-attachment-definition",
-                    "kind": "NetworkAttachmentDefinition",
-                    "shortNames": ["nad", "net-attach-def"],
-                },
-                "versions": [{
-                    "name": "v1",
-                    "served": true,
-                    "storage": true,
-                    "schema": {"openAPIV3Schema": {
-                        "type": "object",
-                        "properties": {"spec": {"type": "object", "properties": {"config": {"type": "string"}}}},
-                    }},
-                }],
-            },
-        }))?;
+        let definition: CustomResourceDefinition =
+            serde_saphyr::from_str(NAD_DEFINITION).context("decode network-attachment-definition.yaml")?;
         let api: Api<CustomResourceDefinition> = Api::all(self.client());
         match api.create(&PostParams::default(), &definition).await {
             Ok(_) => {}

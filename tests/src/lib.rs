@@ -5,7 +5,9 @@
 
 pub mod cluster;
 pub mod inside;
+pub mod node;
 pub mod pod;
+pub mod prepare;
 pub mod sim;
 pub mod vfs;
 pub mod wait;

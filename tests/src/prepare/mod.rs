@@ -1,0 +1,77 @@
+//! Makes a node ready: programs installed, networks configured, VFs shared out, the device plugin running.
+//!
+//! Everything happens in the places and formats in which administrators do it for the programs under test.
+
+mod device_plugin;
+mod network;
+mod programs;
+mod vfio;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use host::{PciAddress, Sysfs};
+
+pub use device_plugin::{DevicePlugin, NETDEVICE, VFIO, write_config};
+pub use network::{BRIDGE, KUBECONFIG, PRIMARY};
+
+/// Where the parts of a node come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Folder of the programs under test.
+    pub programs: PathBuf,
+    /// Folder of the reference CNI plugins.
+    pub reference: PathBuf,
+    /// How many VFs are bound to vfio-pci.
+    pub vfio: usize,
+}
+
+/// What a prepared node has.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The running device plugin.
+    pub device_plugin: DevicePlugin,
+    /// VFs with a kernel driver.
+    pub netdevices: Vec<PciAddress>,
+    /// VFs that are bound to vfio-pci.
+    pub vfio: Vec<PciAddress>,
+}
+
+/// Prepares the node and tells what it does through `tell`; `kubeconfig` is the text that Multus gets.
+///
+/// # Errors
+/// Something is missing or refused; the text says what to do.
+pub fn prepare(
+    sources: &Sources,
+    sysfs: &Sysfs,
+    kubeconfig: &str,
+    tell: &mut dyn FnMut(String),
+) -> Result<Prepared> {
+    ensure!(nix::unistd::geteuid().is_root(), "a node can be prepared by root only");
+    let installed = programs::install(sources, Path::new("/opt/cni/bin"))?;
+    tell(format!("{} CNI plugins in /opt/cni/bin, among them multus and sriov from {}", installed, sources.programs.display()));
+    network::configure(kubeconfig)?;
+    tell(format!("/etc/cni/net.d/00-multus.conf: Multus over the primary network {PRIMARY} (bridge {BRIDGE})"));
+    let split = vfio::split(sysfs, sources.vfio)?;
+    tell(format!("{} VFs with a network interface, {} bound to vfio-pci", split.netdevices.len(), split.vfio.len()));
+    reserve_hugepages()?;
+    let device_plugin = DevicePlugin::start(&sources.programs, &split.drivers)?;
+    tell(format!("device plugin started, its log is {}", device_plugin.log().display()));
+    Ok(Prepared { device_plugin, netdevices: split.netdevices, vfio: split.vfio })
+}
+
+/// Reserves at least 128 MiB of huge pages, which DPDK needs.
+fn reserve_hugepages() -> Result<()> {
+    const PAGES: u64 = 64;
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    let read = || -> Result<u64> { Ok(std::fs::read_to_string(path)?.trim().parse()?) };
+    let reserve = || -> Result<()> {
+        if read()? < PAGES {
+            std::fs::write(path, PAGES.to_string())?;
+        }
+        let got = read()?;
+        ensure!(got >= PAGES, "only {got} pages of 2 MiB could be reserved; the node needs more free memory");
+        Ok(())
+    };
+    reserve().with_context(|| format!("reserve {PAGES} huge pages in {path}"))
+}

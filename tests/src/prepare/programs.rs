@@ -1,0 +1,78 @@
+//! Puts CNI plugins where container runtimes look for them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::Sources;
+
+/// The CNI plugins under test.
+const UNDER_TEST: [&str; 2] = ["multus", "sriov"];
+
+/// Installs the reference plugins and, over them, the plugins under test into `target`; how many there are then.
+///
+/// # Errors
+/// A folder or a program is missing, or `target` cannot be written.
+pub(super) fn install(sources: &Sources, target: &Path) -> Result<usize> {
+    fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
+    let reference = fs::read_dir(&sources.reference).with_context(|| {
+        format!(
+            "{}: the reference CNI plugins are missing (package containernetworking-plugins)",
+            sources.reference.display()
+        )
+    })?;
+    for entry in reference {
+        let path = entry?.path();
+        if path.is_file() {
+            copy(&path, target)?;
+        }
+    }
+    for name in UNDER_TEST {
+        copy(&sources.programs.join(name), target)?;
+    }
+    Ok(fs::read_dir(target)?.count())
+}
+
+/// Copies a program so that it is never seen half-written, nor "busy" when it is running.
+fn copy(program: &Path, target: &Path) -> Result<()> {
+    let copied = || -> Result<()> {
+        let name = program.file_name().context("no file name")?;
+        let mut temporary = tempfile::Builder::new().prefix(".").tempfile_in(target)?;
+        let mut source = fs::File::open(program)?;
+        std::io::copy(&mut source, &mut temporary)?;
+        temporary.as_file().set_permissions(fs::Permissions::from_mode(0o755))?;
+        // Closed before it gets its name: a program that is open for writing cannot be executed.
+        let temporary = temporary.into_temp_path();
+        temporary.persist(target.join(name))?;
+        Ok(())
+    };
+    copied().with_context(|| format!("install {} into {}", program.display(), target.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_under_test_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let [programs, reference, target] = ["ours", "reference", "bin"].map(|name| folder.path().join(name));
+        for (from, names) in [(&programs, vec!["multus", "sriov", "other"]), (&reference, vec!["bridge", "sriov"])] {
+            fs::create_dir(from).unwrap();
+            for name in names {
+                fs::write(from.join(name), from.to_str().unwrap()).unwrap();
+            }
+        }
+        let sources = Sources { programs: programs.clone(), reference, vfio: 0 };
+        assert_eq!(install(&sources, &target).unwrap(), 3);
+        assert_eq!(fs::read_to_string(target.join("sriov")).unwrap(), programs.to_str().unwrap());
+        let mode = fs::metadata(target.join("bridge")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+
+        fs::remove_file(programs.join("multus")).unwrap();
+        let error = format!("{:#}", install(&sources, &target).unwrap_err());
+        assert!(error.contains("multus"), "{error}");
+    }
+}
