@@ -1,0 +1,217 @@
+//! The command line, in the syntax of Go's `flag` package: that is what manifests and entry points already use.
+
+use std::path::PathBuf;
+
+use crate::places::Places;
+
+/// What the process is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Serve kubelet until stopped.
+    Serve,
+    /// Print which device is in which pool, and why or why not.
+    Explain,
+    /// Print what is wrong with the configuration file.
+    CheckConfig,
+    /// Print the flags.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// How [`Task::Explain`] prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+/// The command line, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) task: Task,
+    pub(crate) config_file: PathBuf,
+    pub(crate) resource_prefix: String,
+    pub(crate) use_cdi: bool,
+    /// Level of detail of the log, as glog counts it: 0 says what matters, 10 everything.
+    pub(crate) verbosity: u32,
+    pub(crate) output: Output,
+    pub(crate) places: Places,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            task: Task::Serve,
+            config_file: "/etc/pcidp/config.json".into(),
+            resource_prefix: "intel.com".to_owned(),
+            use_cdi: false,
+            verbosity: 0,
+            output: Output::Text,
+            places: Places::default(),
+        }
+    }
+}
+
+/// Printed for `-help`.
+pub(crate) const USAGE: &str = "\
+Usage: sriov-device-plugin [flags]
+
+Offers SR-IOV virtual functions to kubelet. Flags take one dash or two, and a value after = or a space.
+
+  -config-file FILE        pools and their selectors (default /etc/pcidp/config.json)
+  -resource-prefix PREFIX  prefix of resources that name none (default intel.com)
+  -use-cdi                 give devices to the container runtime by CDI name
+  -v N, -log-level N       detail of the log: 0 what matters, 5 decisions, 10 everything (default 0)
+  -explain                 print which device is in which pool, and why others are in none; then end
+  -output text|json        how -explain prints (default text)
+  -check-config            print all that is suspicious in the configuration file; then end
+  -version                 print the version; then end
+
+Other flags of glog (-logtostderr, -alsologtostderr, -stderrthreshold, -log_dir, -vmodule, -log_backtrace_at,
+-log_link, -logbuflevel) and -log-dir are accepted and do nothing: the log always goes to stderr.
+";
+
+/// A command line that cannot be understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("flag {0} is not defined; -help lists the flags")]
+    Unknown(String),
+    #[error("flag {0} needs a value")]
+    NoValue(String),
+    #[error("flag {flag}: {value:?} is not {expected}")]
+    Value { flag: String, value: String, expected: &'static str },
+    #[error("unexpected argument {0:?}; a switch takes its value as in -use-cdi=true")]
+    Argument(String),
+}
+
+/// Understands the arguments, the program's name not among them.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options, Error> {
+    let mut options = Options::default();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
+            return Err(Error::Argument(argument));
+        };
+        if flag.is_empty() {
+            return arguments.next().map_or(Ok(options), |rest| Err(Error::Argument(rest)));
+        }
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        let shown = || format!("-{name}");
+        let switch = || match &value {
+            None => Ok(true),
+            Some(text) => boolean(text).ok_or_else(|| Error::Value {
+                flag: shown(),
+                value: text.clone(),
+                expected: "true or false",
+            }),
+        };
+        let mut text = || value.clone().or_else(|| arguments.next()).ok_or_else(|| Error::NoValue(shown()));
+        let invalid = |value: String, expected| Error::Value { flag: shown(), value, expected };
+        match name {
+            "config-file" => options.config_file = text()?.into(),
+            "resource-prefix" => options.resource_prefix = text()?,
+            "use-cdi" => options.use_cdi = switch()?,
+            "v" | "log-level" => {
+                let value = text()?;
+                options.verbosity = value.parse().map_err(|_| invalid(value, "a level such as 5"))?;
+            }
+            "output" => {
+                let value = text()?;
+                options.output = match value.as_str() {
+                    "text" => Output::Text,
+                    "json" => Output::Json,
+                    _ => return Err(invalid(value, "text or json")),
+                };
+            }
+            "explain" => set(&mut options.task, Task::Explain, switch()?),
+            "check-config" => set(&mut options.task, Task::CheckConfig, switch()?),
+            "version" => set(&mut options.task, Task::Version, switch()?),
+            "h" | "help" => set(&mut options.task, Task::Help, switch()?),
+            "logtostderr" | "alsologtostderr" => drop(switch()?),
+            "stderrthreshold" | "log_dir" | "log-dir" | "vmodule" | "log_backtrace_at" | "log_link"
+            | "logbuflevel" => drop(text()?),
+            // Not in the usage: for tests, and for those who mount the host somewhere else.
+            "sysfs-root" => options.places.sysfs = text()?.into(),
+            "dev-root" => options.places.dev = text()?.into(),
+            "kubelet-root" => options.places.kubelet = text()?.into(),
+            "device-info-dir" => options.places.device_info = text()?.into(),
+            "cdi-dir" => options.places.cdi = text()?.into(),
+            _ => return Err(Error::Unknown(argument)),
+        }
+    }
+    Ok(options)
+}
+
+fn set(task: &mut Task, to: Task, given: bool) {
+    if given {
+        *task = to;
+    }
+}
+
+/// What Go's `strconv.ParseBool` takes.
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<Options, Error> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn the_lines_that_manifests_have() {
+        let operator =
+            "--log-level=10 --resource-prefix=openshift.io --config-file=/etc/pcidp/node1 --use-cdi";
+        let understood = options(operator).unwrap();
+        assert_eq!(understood.verbosity, 10);
+        assert_eq!(understood.resource_prefix, "openshift.io");
+        assert_eq!(understood.config_file, PathBuf::from("/etc/pcidp/node1"));
+        assert!(understood.use_cdi);
+        assert_eq!(understood.task, Task::Serve);
+
+        let entry_point = "-v 10 --log_dir /var/log/sriovdp --alsologtostderr -config-file=/c -use-cdi=F";
+        let understood = options(entry_point).unwrap();
+        assert_eq!((understood.verbosity, understood.use_cdi), (10, false));
+        assert_eq!(understood.config_file, PathBuf::from("/c"));
+
+        assert_eq!(options("").unwrap(), Options::default());
+        assert_eq!(options("-logtostderr -stderrthreshold=INFO --").unwrap(), Options::default());
+    }
+
+    #[test]
+    fn tasks() {
+        assert_eq!(options("--explain --output=json").unwrap().output, Output::Json);
+        assert_eq!(options("-explain -output text").unwrap().task, Task::Explain);
+        assert_eq!(options("--check-config").unwrap().task, Task::CheckConfig);
+        assert_eq!(options("--explain=false").unwrap().task, Task::Serve);
+        assert_eq!(options("-h").unwrap().task, Task::Help);
+        assert_eq!(options("-version").unwrap().task, Task::Version);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_named() {
+        for (line, expected) in [
+            ("-config_file x", "flag -config_file is not defined"),
+            ("-config-file", "flag -config-file needs a value"),
+            ("-v=much", "flag -v: \"much\" is not a level"),
+            ("-output=xml", "flag -output: \"xml\" is not text or json"),
+            ("-use-cdi=yes", "flag -use-cdi: \"yes\" is not true or false"),
+            ("-use-cdi true", "unexpected argument \"true\""),
+            ("-- x", "unexpected argument \"x\""),
+        ] {
+            let text = options(line).unwrap_err().to_string();
+            assert!(text.starts_with(expected), "{line}: {text}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Device information files: what Multus and the programs behind it may know of a device
+//! (Device Information Specification 1.1.0 of the Network Plumbing Working Group).
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use host::PciAddress;
+use serde::Serialize;
+
+use crate::config::{Resource, VdpaType};
+
+const VERSION: &str = "1.1.0";
+
+/// The content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct DeviceInfo {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    version: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pci: Option<Pci>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vdpa: Option<Vdpa>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Pci {
+    pci_address: PciAddress,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rdma_device: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pf_pci_address: Option<PciAddress>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Vdpa {
+    parent_device: String,
+    driver: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    pci_address: PciAddress,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pf_pci_address: Option<PciAddress>,
+}
+
+impl DeviceInfo {
+    /// Of a VF or PF, with the names of its RDMA devices.
+    pub(crate) fn pci(address: PciAddress, pf: Option<PciAddress>, rdma: &[String]) -> Self {
+        let rdma_device = (!rdma.is_empty()).then(|| rdma.join(","));
+        let pci = Pci { pci_address: address, rdma_device, pf_pci_address: pf };
+        Self { kind: "pci", version: VERSION, pci: Some(pci), vdpa: None }
+    }
+
+    /// Of the vDPA device `name` of a VF, with the node of a vhost device.
+    pub(crate) fn vdpa(
+        address: PciAddress,
+        pf: Option<PciAddress>,
+        name: &str,
+        kind: VdpaType,
+        path: Option<String>,
+    ) -> Self {
+        let vdpa = Vdpa {
+            parent_device: name.to_owned(),
+            driver: kind.as_str(),
+            path,
+            pci_address: address,
+            pf_pci_address: pf,
+        };
+        Self { kind: "vdpa", version: VERSION, pci: None, vdpa: Some(vdpa) }
+    }
+}
+
+/// An operation on a file that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("device information file: {operation} {}: {source}", path.display())]
+pub(crate) struct Error {
+    operation: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The directory of these files. Only files of the resources that it is asked about are ever touched: other device
+/// plugins write there, too.
+#[derive(Debug, Clone)]
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    fn file(&self, resource: &Resource, id: &str) -> PathBuf {
+        self.0.join(format!("{}-{id}-device.json", stem(resource)))
+    }
+
+    /// Writes the file of a device so that a reader finds all of it or none.
+    pub(crate) fn write(&self, resource: &Resource, id: &str, info: &DeviceInfo) -> Result<(), Error> {
+        let path = self.file(resource, id);
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error { operation, path, source }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.0)
+            .map_err(failed("make directory", &self.0))?;
+        // The suffix keeps readers, who look for .json, away from it.
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let written = || -> io::Result<()> {
+            let _ = fs::remove_file(&temporary);
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
+            file.write_all(&serde_json::to_vec(info)?)?;
+            fs::rename(&temporary, &path)
+        };
+        written().map_err(failed("write", &path)).inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+    }
+
+    /// Removes the files of a resource's devices, but for those that `keep` names.
+    pub(crate) fn sweep(&self, resource: &Resource, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error { operation, path, source }
+        };
+        let entries = match fs::read_dir(&self.0) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed("list", &self.0)(error)),
+        };
+        let stem = format!("{}-", stem(resource));
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_prefix(&stem)?.strip_suffix("-device.json"));
+            // Another resource's name can begin with this one's; its rest is then no device's name.
+            let is_device = |id: &str| id.parse::<PciAddress>().is_ok();
+            if id.is_some_and(|id| is_device(id) && !keep(id)) {
+                match fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(failed("remove", &entry.path())(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stem(resource: &Resource) -> String {
+    format!("{}-{}", resource.prefix, resource.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn resource(name: &str) -> Resource {
+        Resource { prefix: "intel.com".into(), name: name.into() }
+    }
+
+    fn address(text: &str) -> PciAddress {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn files_are_as_the_specification_has_them() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = Directory::new(parent.path().join("a/dp"));
+        let (vf, pf) = (address("0000:3b:02.1"), Some(address("0000:3b:00.0")));
+        let rdma = ["mlx5_2".to_owned(), "mlx5_3".to_owned()];
+        let cases = [
+            (
+                DeviceInfo::pci(vf, None, &[]),
+                r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:3b:02.1"}}"#,
+            ),
+            (
+                DeviceInfo::pci(vf, pf, &rdma),
+                r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:3b:02.1","rdma-device":"mlx5_2,mlx5_3","pf-pci-address":"0000:3b:00.0"}}"#,
+            ),
+            (
+                DeviceInfo::vdpa(vf, None, "vdpa0", VdpaType::Vhost, Some("/dev/vhost-vdpa-3".into())),
+                r#"{"type":"vdpa","version":"1.1.0","vdpa":{"parent-device":"vdpa0","driver":"vhost","path":"/dev/vhost-vdpa-3","pci-address":"0000:3b:02.1"}}"#,
+            ),
+        ];
+        for (info, expected) in cases {
+            directory.write(&resource("vfs"), "0000:3b:02.1", &info).unwrap();
+            let path = parent.path().join("a/dp/intel.com-vfs-0000:3b:02.1-device.json");
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+            assert_eq!(fs::read_dir(parent.path().join("a/dp")).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn only_stale_files_of_the_resource_are_swept() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = Directory::new(parent.path().to_owned());
+        let info = DeviceInfo::pci(address("0000:3b:02.1"), None, &[]);
+        for (name, id) in [
+            ("vfs", "0000:3b:02.1"),
+            ("vfs", "0000:3b:02.2"),
+            ("vfs-b", "0000:3b:02.3"),
+            ("b", "0000:3b:02.4"),
+        ] {
+            directory.write(&resource(name), id, &info).unwrap();
+        }
+        directory.sweep(&resource("vfs"), |id| id == "0000:3b:02.2").unwrap();
+        let mut left: Vec<String> = fs::read_dir(parent.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "intel.com-b-0000:3b:02.4-device.json",
+                "intel.com-vfs-0000:3b:02.2-device.json",
+                "intel.com-vfs-b-0000:3b:02.3-device.json",
+            ]
+        );
+        Directory::new(parent.path().join("missing")).sweep(&resource("vfs"), |_| false).unwrap();
+    }
+}

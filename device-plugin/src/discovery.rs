@@ -1,0 +1,379 @@
+//! Finds the devices of the machine in sysfs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use host::sysfs::{AuxiliaryDevice, PciDevice, Sysfs, SysfsError, VdpaDevice};
+use host::{Netlink, PciAddress};
+
+use crate::config::DeviceType;
+use crate::device::{Device, Obstacle};
+
+/// Base classes of PCI devices (PCI Code and ID Assignment Specification, 1.3 and 1.19).
+const NETWORK: u32 = 0x02;
+const PROCESSING_ACCELERATOR: u32 = 0x12;
+
+/// Names of the network devices that the node's default routes, IPv4 and IPv6, go through.
+pub(crate) type DefaultRoutes = BTreeSet<String>;
+
+/// Asks the kernel for the default routes of the namespace that the process is in.
+pub(crate) async fn default_routes(netlink: &Netlink) -> Result<DefaultRoutes, host::netlink::Error> {
+    let (routes, links) = (netlink.default_routes().await?, netlink.links().await?);
+    let used = |link: &host::netlink::Link| routes.iter().any(|route| route.uses(link.index));
+    Ok(links.into_iter().filter(used).map(|link| link.name).collect())
+}
+
+/// Every network and accelerator device of the machine, by PCI address and auxiliary name.
+///
+/// A device that goes away or fails while it is looked at is left out: the event that its going made, or the next
+/// scan, puts it right.
+pub(crate) fn scan(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Vec<Device>, SysfsError> {
+    let mut functions = Vec::new();
+    for function in sysfs.pci_devices()? {
+        let kind = match function.class().map(|class| class >> 16) {
+            Ok(NETWORK) => DeviceType::NetDevice,
+            Ok(PROCESSING_ACCELERATOR) => DeviceType::Accelerator,
+            Ok(_) => continue,
+            Err(error) => {
+                skipped(&function, &error);
+                continue;
+            }
+        };
+        functions.push((kind, function));
+    }
+    let scan = Scan { sysfs, default_routes, ports: ports(sysfs, &functions), vdpa: vdpa(sysfs)? };
+    let auxiliary = sysfs.auxiliary_devices()?;
+    let mut devices = Vec::new();
+    for (kind, function) in &functions {
+        match scan.pci(*kind, function) {
+            Ok(device) => devices.push(device),
+            Err(error) => skipped(function, &error),
+        }
+        let children = auxiliary.iter().filter(|child| child.parent() == function.address());
+        for child in children.filter(|_| *kind == DeviceType::NetDevice) {
+            match scan.auxiliary(function, child) {
+                Ok(device) => devices.push(device),
+                Err(error) => tracing::warn!(device = child.name(), %error, "left out of this scan"),
+            }
+        }
+    }
+    Ok(devices)
+}
+
+fn skipped(function: &PciDevice, error: &SysfsError) {
+    if function.exists() {
+        tracing::warn!(device = %function.address(), %error, "left out of this scan");
+    }
+}
+
+/// What a VF takes from its PF.
+#[derive(Debug, Clone, Default)]
+struct Port {
+    name: Option<String>,
+    link_type: Option<String>,
+    carrier: Option<bool>,
+    /// VFs that exist.
+    vfs: BTreeMap<PciAddress, u32>,
+}
+
+/// The ports of all functions that can have VFs: read once here, and not once for each VF.
+fn ports(sysfs: &Sysfs, functions: &[(DeviceType, PciDevice)]) -> BTreeMap<PciAddress, Port> {
+    let read = |function: &PciDevice| -> Result<Option<Port>, SysfsError> {
+        if function.total_vfs()?.is_none() {
+            return Ok(None);
+        }
+        let mut port = port(sysfs, function.main_netdev()?)?;
+        port.vfs = function.virtfns()?.into_iter().map(|(number, vf)| (vf.address(), number)).collect();
+        Ok(Some(port))
+    };
+    let mut ports = BTreeMap::new();
+    for (_, function) in functions {
+        match read(function) {
+            Ok(Some(port)) => drop(ports.insert(function.address(), port)),
+            Ok(None) => {}
+            Err(error) => skipped(function, &error),
+        }
+    }
+    ports
+}
+
+fn port(sysfs: &Sysfs, netdev: Option<String>) -> Result<Port, SysfsError> {
+    let Some(name) = netdev else { return Ok(Port::default()) };
+    let netdev = sysfs.net_device(&name);
+    Ok(Port {
+        link_type: link_type(netdev.hardware_type()?),
+        carrier: netdev.carrier()?,
+        name: Some(name),
+        vfs: BTreeMap::new(),
+    })
+}
+
+/// The name that selectors use for an ARP hardware type (`include/uapi/linux/if_arp.h`).
+fn link_type(hardware_type: Option<u16>) -> Option<String> {
+    match hardware_type? {
+        1 => Some("ether".to_owned()),
+        32 => Some("infiniband".to_owned()),
+        other => Some(other.to_string()),
+    }
+}
+
+/// vDPA devices by the function that they were made from: the first of each function that has a driver.
+fn vdpa(sysfs: &Sysfs) -> Result<BTreeMap<PciAddress, VdpaDevice>, SysfsError> {
+    let mut devices = BTreeMap::new();
+    for device in sysfs.vdpa_devices()? {
+        if device.driver.is_some() {
+            devices.entry(device.parent).or_insert(device);
+        }
+    }
+    Ok(devices)
+}
+
+struct Scan<'a> {
+    sysfs: &'a Sysfs,
+    default_routes: &'a DefaultRoutes,
+    ports: BTreeMap<PciAddress, Port>,
+    vdpa: BTreeMap<PciAddress, VdpaDevice>,
+}
+
+impl Scan<'_> {
+    fn pci(&self, kind: DeviceType, function: &PciDevice) -> Result<Device, SysfsError> {
+        let address = function.address();
+        let netdevs = function.netdevs()?;
+        let pf = function.physfn()?.map_or(address, |pf| pf.address());
+        let port = match self.ports.get(&pf) {
+            Some(port) => port.clone(),
+            None => port(self.sysfs, function.main_netdev()?)?,
+        };
+        let mut device = self.common(kind, function, pf, port, netdevs)?;
+        device.number = self.ports.get(&pf).and_then(|port| port.vfs.get(&address)).copied();
+        device.driver = function.driver()?;
+        device.acpi_index = function.acpi_index()?;
+        device.rdma = function.rdma_devices()?;
+        device.vdpa = self.vdpa.get(&address).cloned();
+        let vfs = self.ports.get(&address).map_or(0, |port| port.vfs.len());
+        if vfs > 0 {
+            device.obstacles.push(Obstacle::HasVfs(u32::try_from(vfs).unwrap_or(u32::MAX)));
+        }
+        self.finish(device)
+    }
+
+    fn auxiliary(&self, parent: &PciDevice, child: &AuxiliaryDevice) -> Result<Device, SysfsError> {
+        let address = parent.address();
+        let port = match self.ports.get(&address) {
+            Some(port) => port.clone(),
+            None => port(self.sysfs, parent.main_netdev()?)?,
+        };
+        let mut device = self.common(DeviceType::AuxNetDevice, parent, address, port, child.netdevs()?)?;
+        child.name().clone_into(&mut device.id);
+        device.aux_type = Some(child.kind().to_owned());
+        device.number = child.sf_number()?;
+        device.driver = child.driver()?;
+        device.rdma = child.rdma_devices()?;
+        self.finish(device)
+    }
+
+    fn common(
+        &self,
+        kind: DeviceType,
+        function: &PciDevice,
+        pf: PciAddress,
+        port: Port,
+        netdevs: Vec<String>,
+    ) -> Result<Device, SysfsError> {
+        let own = netdevs.first().map(|name| self.sysfs.net_device(name).hardware_type()).transpose()?;
+        Ok(Device {
+            id: function.address().to_string(),
+            kind,
+            address: function.address(),
+            vendor: function.vendor()?,
+            device: function.device()?,
+            driver: None,
+            numa_node: function.numa_node()?,
+            acpi_index: None,
+            aux_type: None,
+            pf,
+            pf_name: port.name,
+            number: None,
+            netdevs,
+            link_type: link_type(own.flatten()).or(port.link_type),
+            carrier: port.carrier,
+            rdma: Vec::new(),
+            p_key: None,
+            vdpa: None,
+            iommu_group: function.iommu_group()?.map(|group| group.id),
+            obstacles: Vec::new(),
+        })
+    }
+
+    /// Adds what needs the rest to be known.
+    fn finish(&self, mut device: Device) -> Result<Device, SysfsError> {
+        if device.driver.is_none() {
+            device.obstacles.push(Obstacle::NoDriver);
+        }
+        if device.link_type.as_deref() == Some("infiniband")
+            && let Some(rdma) = device.rdma.first()
+        {
+            device.p_key = self.sysfs.rdma_pkey(rdma)?;
+        }
+        for netdev in &device.netdevs {
+            if let Some(master) = self.sysfs.net_device(netdev).master()? {
+                device.obstacles.push(Obstacle::PortOf { netdev: netdev.clone(), master });
+            }
+            if let Some(netdev) = self.carries_default_route(netdev)? {
+                device.obstacles.push(Obstacle::DefaultRoute { netdev });
+            }
+        }
+        Ok(device)
+    }
+
+    /// The network device of the default route, if it is `netdev` or stands on it, as a VLAN or bond does.
+    fn carries_default_route(&self, netdev: &str) -> Result<Option<String>, SysfsError> {
+        if self.default_routes.is_empty() {
+            return Ok(None);
+        }
+        let mut seen = BTreeSet::new();
+        let mut waiting = vec![netdev.to_owned()];
+        while let Some(name) = waiting.pop() {
+            if self.default_routes.contains(&name) {
+                return Ok(Some(name));
+            }
+            if seen.insert(name.clone()) {
+                waiting.extend(self.sysfs.net_device(&name).uppers()?);
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host::sysfs::fake::FakeSysfs;
+
+    use super::*;
+
+    fn scanned(fake: &FakeSysfs) -> Vec<Device> {
+        scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap()
+    }
+
+    fn find<'a>(devices: &'a [Device], id: &str) -> &'a Device {
+        devices.iter().find(|device| device.id == id).unwrap()
+    }
+
+    fn fake_nic() -> FakeSysfs {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:3b:00.0").driver("igb").attribute("numa_node", "1").netdev("ens1f0").sriov(7);
+        fake.pci("0000:3b:10.0")
+            .vf_of("0000:3b:00.0", 0)
+            .driver("igbvf")
+            .attribute("numa_node", "1")
+            .iommu_group(14)
+            .netdev("ens1f0v0");
+        fake.pci("0000:3b:10.4").vf_of("0000:3b:00.0", 2).driver("vfio-pci");
+        fake.pci("0000:3b:10.6").vf_of("0000:3b:00.0", 3);
+        fake
+    }
+
+    #[test]
+    fn vfs_take_what_they_lack_from_their_pf() {
+        let devices = scanned(&fake_nic());
+        let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+        assert_eq!(ids, ["0000:3b:00.0", "0000:3b:10.0", "0000:3b:10.4", "0000:3b:10.6"]);
+        let vf = find(&devices, "0000:3b:10.0");
+        assert_eq!((vf.vendor.as_str(), vf.device.as_str()), ("8086", "10ca"));
+        assert_eq!((vf.pf_name.as_deref(), vf.number), (Some("ens1f0"), Some(0)));
+        assert_eq!((vf.numa_node, vf.iommu_group), (Some(1), Some(14)));
+        assert_eq!(vf.obstacles, []);
+        let dpdk = find(&devices, "0000:3b:10.4");
+        assert_eq!(dpdk.netdevs, [""; 0]);
+        assert_eq!((dpdk.link_type.as_deref(), dpdk.carrier), (Some("ether"), Some(true)));
+        assert_eq!((dpdk.number, dpdk.numa_node), (Some(2), None));
+        assert_eq!(find(&devices, "0000:3b:10.6").obstacles, [Obstacle::NoDriver]);
+        assert_eq!(find(&devices, "0000:3b:00.0").obstacles, [Obstacle::HasVfs(3)]);
+    }
+
+    #[test]
+    fn only_network_and_accelerator_functions() {
+        let fake = FakeSysfs::new();
+        for (address, class) in
+            [("0000:01:00.0", "0x030000"), ("0000:02:00.0", "0x120000"), ("0000:03:00.0", "0x028000")]
+        {
+            fake.pci(address).attribute("class", class).driver("d");
+        }
+        fake.pci("0000:04:00.0").attribute("class", "nonsense");
+        let kinds: Vec<_> = scanned(&fake).into_iter().map(|device| (device.id, device.kind)).collect();
+        assert_eq!(
+            kinds,
+            [
+                ("0000:02:00.0".to_owned(), DeviceType::Accelerator),
+                ("0000:03:00.0".to_owned(), DeviceType::NetDevice)
+            ]
+        );
+    }
+
+    #[test]
+    fn scalable_functions() {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:03:00.0")
+            .driver("mlx5_core")
+            .netdev("p0")
+            .net_attribute("p0", "phys_switch_id", "c0ffee")
+            .net_attribute("p0", "phys_port_name", "p0")
+            .netdev("eth0")
+            .net_attribute("eth0", "phys_switch_id", "c0ffee")
+            .net_attribute("eth0", "phys_port_name", "pf0sf88")
+            .auxiliary("mlx5_core.sf.4", "mlx5_core.sf")
+            .attribute("mlx5_core.sf.4/sfnum", "88")
+            .attribute("mlx5_core.sf.4/infiniband/mlx5_4/node_type", "1");
+        let devices = scanned(&fake);
+        let sf = find(&devices, "mlx5_core.sf.4");
+        assert_eq!(sf.kind, DeviceType::AuxNetDevice);
+        assert_eq!((sf.pf_name.as_deref(), sf.number), (Some("p0"), Some(88)));
+        assert_eq!((sf.aux_type.as_deref(), sf.driver.as_deref()), (Some("sf"), Some("mlx5_core.sf")));
+        assert_eq!(
+            (sf.rdma.as_slice(), sf.address.to_string().as_str()),
+            (&["mlx5_4".to_owned()][..], "0000:03:00.0")
+        );
+    }
+
+    #[test]
+    fn infiniband_and_vdpa() {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:05:00.1")
+            .driver("mlx5_core")
+            .netdev("ib0")
+            .net_attribute("ib0", "type", "32")
+            .attribute("infiniband/mlx5_0/node_type", "1");
+        fake.attribute("class/infiniband/mlx5_0/ports/1/pkeys/0", "0x7fff");
+        fake.pci("0000:05:00.2").driver("mlx5_core").vdpa("vdpa0", "vhost_vdpa");
+        let devices = scanned(&fake);
+        let ib = find(&devices, "0000:05:00.1");
+        assert_eq!((ib.link_type.as_deref(), ib.p_key.as_deref()), (Some("infiniband"), Some("0x7fff")));
+        assert_eq!(find(&devices, "0000:05:00.2").vdpa.as_ref().unwrap().name, "vdpa0");
+    }
+
+    #[test]
+    fn devices_that_the_node_uses() {
+        let fake = FakeSysfs::new();
+        for (address, netdev) in
+            [("0000:01:00.0", "mgmt"), ("0000:02:00.0", "port"), ("0000:03:00.0", "trunk")]
+        {
+            fake.pci(address).driver("igb").netdev(netdev);
+        }
+        fake.attribute("class/net/bond0/operstate", "up");
+        fake.attribute("class/net/trunk.7/operstate", "up");
+        std::os::unix::fs::symlink("../bond0", fake.root().join("class/net/port/master")).unwrap();
+        std::os::unix::fs::symlink("../bond0", fake.root().join("class/net/port/upper_bond0")).unwrap();
+        std::os::unix::fs::symlink("../trunk.7", fake.root().join("class/net/trunk/upper_trunk.7")).unwrap();
+        let routes = DefaultRoutes::from(["mgmt".to_owned(), "trunk.7".to_owned()]);
+        let devices = scan(&fake.sysfs(), &routes).unwrap();
+        let obstacles: Vec<String> =
+            devices.iter().flat_map(|device| &device.obstacles).map(Obstacle::to_string).collect();
+        assert_eq!(
+            obstacles,
+            [
+                "the node's default route goes through mgmt",
+                "port is a port of bond0",
+                "the node's default route goes through trunk.7",
+            ]
+        );
+    }
+}

@@ -1,0 +1,314 @@
+//! Which device is in which pool, and in what health.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use kubelet_api::deviceplugin::{self, HEALTHY, NumaNode, TopologyInfo, UNHEALTHY};
+use serde::{Serialize, Serializer};
+
+use crate::allocations::Allocations;
+use crate::config::{Conf, DeviceType, PoolConf, Selector};
+use crate::device::{Device, Obstacle};
+use crate::selector::Rejection;
+
+/// Why a device is not in a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The pool is for another type of device.
+    Type(DeviceType),
+    /// It must not be offered.
+    Obstacle(Obstacle),
+    /// It meets none of the pool's selectors: the condition that failed, for each of them.
+    Selectors(Vec<Rejection>),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Type(wanted) => write!(f, "the pool is for devices of type {}", wanted.as_str()),
+            Self::Obstacle(obstacle) => obstacle.fmt(f),
+            Self::Selectors(rejections) => {
+                let texts: Vec<String> = rejections.iter().map(Rejection::to_string).collect();
+                f.write_str(&texts.join("; "))
+            }
+        }
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Why a device that belongs to a pool cannot be given out now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Illness {
+    /// A container holds it, yet it is not there.
+    Gone,
+    /// A container holds it, and it would not be offered if it were free.
+    Unfit(Reason),
+    /// The port of its PF has no carrier.
+    NoCarrier,
+}
+
+impl fmt::Display for Illness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the device is gone"),
+            Self::Unfit(reason) => reason.fmt(f),
+            Self::NoCarrier => f.write_str("the PF has no carrier"),
+        }
+    }
+}
+
+impl Serialize for Illness {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A device in a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offer {
+    /// `None` if it is gone, and only a container's hold on it keeps it in the list.
+    pub(crate) device: Option<Device>,
+    /// Index of the selector that took it.
+    pub(crate) selector: usize,
+    pub(crate) illness: Option<Illness>,
+}
+
+/// A pool and its devices, by the name that kubelet knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pool {
+    pub(crate) conf: Arc<PoolConf>,
+    pub(crate) offers: BTreeMap<String, Offer>,
+}
+
+impl Pool {
+    pub(crate) fn new(conf: PoolConf) -> Self {
+        Self { conf: Arc::new(conf), offers: BTreeMap::new() }
+    }
+
+    /// The selector that took a device.
+    pub(crate) fn selector(&self, offer: &Offer) -> Option<&Selector> {
+        self.conf.selectors.get(offer.selector)
+    }
+
+    /// The list for kubelet, sorted by name.
+    pub(crate) fn advertised(&self) -> Vec<deviceplugin::Device> {
+        let advertise = |(id, offer): (&String, &Offer)| {
+            let health = if offer.illness.is_none() { HEALTHY } else { UNHEALTHY };
+            let node = offer.device.as_ref().and_then(|device| device.numa_node);
+            let node = node.filter(|_| !self.conf.exclude_topology);
+            deviceplugin::Device {
+                id: id.clone(),
+                health: health.to_owned(),
+                topology: node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
+            }
+        };
+        self.offers.iter().map(advertise).collect()
+    }
+}
+
+/// Where a device ended up, for those who want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) device: Device,
+    /// Index of the pool that has it.
+    pub(crate) pool: Option<usize>,
+    /// Why it is not in the pools before that one, or in any.
+    pub(crate) left_out: Vec<(usize, Reason)>,
+}
+
+/// Sorts devices into pools: each to the first that takes it, in the order of the configuration file.
+///
+/// What a container holds stays in the pool that it was given out from: another pool must not give it out again, and
+/// kubelet forgets a pod's device that disappears from the list.
+pub(crate) fn sort(
+    conf: &Conf,
+    devices: Vec<Device>,
+    allocations: &Allocations,
+) -> (Vec<Pool>, Vec<Verdict>) {
+    let mut pools: Vec<Pool> = conf.pools.iter().cloned().map(Pool::new).collect();
+    let mut verdicts = Vec::new();
+    let mut held = BTreeMap::new();
+    for (index, pool) in conf.pools.iter().enumerate() {
+        let resource = pool.resource.to_string();
+        held.extend(allocations.of(&resource).map(|(id, _)| (id.to_owned(), index)));
+    }
+    for device in devices {
+        let holder = held.remove(&device.id);
+        let mut left_out = Vec::new();
+        let mut taken = None;
+        for (index, pool) in pools.iter_mut().enumerate() {
+            if holder.is_some_and(|holder| holder != index) {
+                continue;
+            }
+            let (selector, illness) = match fits(&pool.conf, &device) {
+                Ok(selector) => (selector, carrier(&pool.conf, &device)),
+                Err(reason) if holder.is_some() => unfit(&pool.conf, reason),
+                Err(reason) => {
+                    left_out.push((index, reason));
+                    continue;
+                }
+            };
+            let offer = Offer { device: Some(device.clone()), selector, illness };
+            pool.offers.insert(device.id.clone(), offer);
+            taken = Some(index);
+            break;
+        }
+        verdicts.push(Verdict { device, pool: taken, left_out });
+    }
+    for (id, index) in held {
+        let gone = Offer { device: None, selector: 0, illness: Some(Illness::Gone) };
+        if let Some(pool) = pools.get_mut(index) {
+            pool.offers.insert(id, gone);
+        }
+    }
+    (pools, verdicts)
+}
+
+/// The index of the selector that takes the device, or why none does.
+fn fits(pool: &PoolConf, device: &Device) -> Result<usize, Reason> {
+    if pool.device_type != device.kind {
+        return Err(Reason::Type(pool.device_type));
+    }
+    let stands = |obstacle: &&Obstacle| !(pool.offer_in_use && obstacle.is_in_use());
+    if let Some(obstacle) = device.obstacles.iter().find(stands) {
+        return Err(Reason::Obstacle(obstacle.clone()));
+    }
+    let mut rejections = Vec::new();
+    for (index, selector) in pool.selectors.iter().enumerate() {
+        match selector.reject(device) {
+            None => return Ok(index),
+            Some(rejection) => rejections.push(rejection),
+        }
+    }
+    Err(Reason::Selectors(rejections))
+}
+
+fn carrier(pool: &PoolConf, device: &Device) -> Option<Illness> {
+    (device.carrier == Some(false) && !pool.ignore_link).then_some(Illness::NoCarrier)
+}
+
+/// The state of a device that a container holds, though the pool would not take it now.
+fn unfit(pool: &PoolConf, reason: Reason) -> (usize, Option<Illness>) {
+    // RDMA devices in exclusive mode are visible only in the container's namespace: no sign of illness.
+    let hidden = match &reason {
+        Reason::Selectors(rejections) => {
+            rejections.iter().position(|r| ["isRdma", "pKeys"].contains(&r.selector))
+        }
+        _ => None,
+    };
+    match hidden {
+        Some(selector) if selector < pool.selectors.len() => (selector, None),
+        _ => (0, Some(Illness::Unfit(reason))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host::sysfs::fake::FakeSysfs;
+
+    use super::*;
+    use crate::config::parse;
+    use crate::discovery::{DefaultRoutes, scan};
+
+    fn fake_nic(vfs: u32) -> FakeSysfs {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:3b:00.0").driver("igb").netdev("ens1f0").sriov(7);
+        for number in 0..vfs {
+            fake.pci(&format!("0000:3b:10.{number}"))
+                .vf_of("0000:3b:00.0", number)
+                .driver(if number % 2 == 0 { "igbvf" } else { "vfio-pci" })
+                .attribute("numa_node", "1");
+        }
+        fake
+    }
+
+    fn sorted(fake: &FakeSysfs, conf: &str, allocations: &Allocations) -> (Vec<Pool>, Vec<Verdict>) {
+        let (conf, _) = parse(&format!("{{\"resourceList\": [{conf}]}}"), "intel.com").unwrap();
+        sort(&conf, scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap(), allocations)
+    }
+
+    fn names(pool: &Pool) -> Vec<&str> {
+        pool.offers.keys().map(String::as_str).collect()
+    }
+
+    const NET_AND_DPDK: &str = r#"{"resourceName": "net", "selectors": {"drivers": ["igbvf"]}},
+        {"resourceName": "dpdk", "excludeTopology": true, "selectors": {"drivers": ["vfio-pci"]}}"#;
+
+    #[test]
+    fn the_first_pool_that_takes_a_device_has_it() {
+        let fake = fake_nic(4);
+        let (pools, verdicts) = sorted(&fake, NET_AND_DPDK, &Allocations::default());
+        assert_eq!(names(&pools[0]), ["0000:3b:10.0", "0000:3b:10.2"]);
+        assert_eq!(names(&pools[1]), ["0000:3b:10.1", "0000:3b:10.3"]);
+        assert_eq!(verdicts[0].pool, None);
+        assert_eq!(verdicts[0].left_out[0].1.to_string(), "is a PF with 4 VFs");
+        assert_eq!(verdicts[2].left_out[0].1.to_string(), "drivers wants igbvf, the device has vfio-pci");
+        let all = r#"{"resourceName": "all"}, {"resourceName": "none"}"#;
+        let (pools, _) = sorted(&fake, all, &Allocations::default());
+        assert_eq!((names(&pools[0]).len(), names(&pools[1]).len()), (4, 0));
+    }
+
+    #[test]
+    fn what_kubelet_is_told() {
+        let fake = fake_nic(3);
+        fake.pci("0000:3b:00.0").net_attribute("ens1f0", "carrier", "0");
+        let (pools, _) = sorted(&fake, NET_AND_DPDK, &Allocations::default());
+        let told = pools[0].advertised();
+        let lines: Vec<_> = told
+            .iter()
+            .map(|device| {
+                (device.id.as_str(), device.health.as_str(), device.topology.as_ref().map(|t| t.nodes[0].id))
+            })
+            .collect();
+        assert_eq!(lines, [("0000:3b:10.0", "Unhealthy", Some(1)), ("0000:3b:10.2", "Unhealthy", Some(1))]);
+        assert_eq!(pools[1].advertised()[0].topology, None);
+        let (pools, _) =
+            sorted(&fake, r#"{"resourceName": "a", "ignoreLink": true}"#, &Allocations::default());
+        assert!(pools[0].advertised().iter().all(|device| device.health == "Healthy"));
+    }
+
+    #[test]
+    fn what_a_container_holds_stays_where_it_was() {
+        let fake = fake_nic(2);
+        let held = Allocations::with("intel.com/net", &["0000:3b:10.1", "0000:3b:10.7"]);
+        let (pools, _) = sorted(&fake, NET_AND_DPDK, &held);
+        assert_eq!(names(&pools[0]), ["0000:3b:10.0", "0000:3b:10.1", "0000:3b:10.7"]);
+        assert_eq!(names(&pools[1]), [""; 0]);
+        let illness = |id: &str| pools[0].offers[id].illness.as_ref().map(Illness::to_string);
+        assert_eq!(illness("0000:3b:10.0"), None);
+        assert_eq!(illness("0000:3b:10.1").unwrap(), "drivers wants igbvf, the device has vfio-pci");
+        assert_eq!(illness("0000:3b:10.7").unwrap(), "the device is gone");
+    }
+
+    #[test]
+    fn an_rdma_device_in_a_container_is_no_illness() {
+        let fake = fake_nic(1);
+        let conf = r#"{"resourceName": "rdma", "selectors": {"isRdma": true}}"#;
+        let held = Allocations::with("intel.com/rdma", &["0000:3b:10.0"]);
+        let (pools, _) = sorted(&fake, conf, &held);
+        assert_eq!(pools[0].offers["0000:3b:10.0"].illness, None);
+        let (pools, _) = sorted(&fake, conf, &Allocations::default());
+        assert_eq!(names(&pools[0]), [""; 0]);
+    }
+
+    #[test]
+    fn a_device_in_use_needs_the_override() {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:3b:00.0").driver("igb").netdev("mgmt");
+        let devices = || scan(&fake.sysfs(), &DefaultRoutes::from(["mgmt".to_owned()])).unwrap();
+        for (conf, offered) in [
+            (r#"{"resourceList": [{"resourceName": "a"}]}"#, 0),
+            (r#"{"resourceList": [{"resourceName": "a", "offerInUse": true}]}"#, 1),
+        ] {
+            let (conf, _) = parse(conf, "intel.com").unwrap();
+            let (pools, _) = sort(&conf, devices(), &Allocations::default());
+            assert_eq!(pools[0].offers.len(), offered);
+        }
+    }
+}
