@@ -1,6 +1,7 @@
 //! What tells one life of a thing from the next: the machine's boot, a device's creation.
 
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 use std::{fs, io};
 
 use crate::sysfs::PciDevice;
@@ -11,6 +12,17 @@ use crate::sysfs::PciDevice;
 /// When `/proc` is not mounted.
 pub fn boot_id() -> io::Result<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim_end().to_owned())
+}
+
+/// How long the machine has been running, suspension included (`/proc/uptime`).
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn uptime() -> io::Result<Duration> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let seconds = text.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
+    let uptime = seconds.and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok());
+    uptime.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/uptime holds no number"))
 }
 
 /// A number that a PCI function keeps for as long as the kernel has it, and that changes when it is

@@ -19,7 +19,7 @@ pub mod uevent;
 
 pub use announce::announce;
 pub use directory_watch::DirectoryWatch;
-pub use incarnation::{boot_id, incarnation};
+pub use incarnation::{boot_id, incarnation, uptime};
 pub use lock::FileLock;
 pub use mac::{MacAddress, ParseMacAddressError};
 pub use netlink::Netlink;

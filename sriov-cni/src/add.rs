@@ -1,0 +1,268 @@
+//! ADD: look, plan, write the intent down, act; on any failure undo all of it.
+
+use cni::{CniResult, Interface, Request};
+use host::netlink::{Link, VfOption, VfSetting, VfSettings};
+use host::{Netlink, Netns};
+use tracing::{info, warn};
+
+use crate::address;
+use crate::claim;
+use crate::config::Conf;
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::netdev;
+use crate::peer;
+use crate::plan::{Function, Observed, Step, plan};
+use crate::record::{Baseline, NetdevBaseline, Owner, Phase, Record};
+use crate::restore::restore;
+use crate::state::State;
+use crate::vf::Vf;
+
+/// Attaches the VF that the configuration names.
+pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> Result<CniResult, Error> {
+    let conf = Conf::parse(&request.config, &request.args)?;
+    let netns = Netns::open(request.require_netns()?)?;
+    state.prepare()?;
+    let _lock = state.lock(conf.device)?;
+
+    let kept_baseline = claim::claim(machine, state, request, conf.device).await?;
+    let vf = Vf::require(machine, conf.device).await?;
+    let container = Netlink::connect_in(&netns)?;
+    let observed = observe(machine, &vf, &container).await?;
+    if observed.names_in_container.contains(&request.ifname)
+        && matches!(observed.function, Function::Netdev(_))
+    {
+        return Err(Error::NameTaken { name: request.ifname.clone(), netns: netns.path().to_owned() });
+    }
+    let steps = plan(&conf, &request.ifname, &observed)?;
+
+    let owner = Owner {
+        container_id: request.container_id.clone(),
+        ifname: request.ifname.clone(),
+        network: request.name.clone(),
+        netns: netns.path().to_owned(),
+        netns_id: Some(netns.id()),
+    };
+    let baseline = kept_baseline.unwrap_or_else(|| baseline(&observed));
+    let changes = steps.iter().filter_map(changed_option).collect();
+    let mut record =
+        Record::new(conf.device, owner, machine.boot_id.clone(), Some(vf.incarnation), baseline, changes);
+    let pf = vf.pf.as_ref().map(|pf| (pf.name.as_str(), pf.vf));
+    let cache = peer::cache(&request.config, &conf, &record, pf)?;
+    state.save(&record)?;
+
+    let attachment =
+        Attachment { machine, request, conf: &conf, vf: &vf, netns: &netns, container: &container };
+    let attached = async {
+        state.save_for_peers(&record, &cache)?;
+        attachment.carry_out(&steps).await?;
+        let result = attachment.address(&observed.function).await?;
+        record.phase = Phase::Attached;
+        state.save(&record)?;
+        Ok(result)
+    };
+    match attached.await {
+        Ok(result) => {
+            info!(device = %conf.device, "attached");
+            Ok(result)
+        }
+        Err(failure) => Err(undo(machine, state, request, &conf, &record, failure).await),
+    }
+}
+
+/// Takes a failed attachment back; the failure comes out, with what could not be undone.
+async fn undo(
+    machine: &Machine,
+    state: &State,
+    request: &Request,
+    conf: &Conf,
+    record: &Record,
+    failure: Error,
+) -> Error {
+    if let Some(kind) = &conf.ipam
+        && let Err(error) = cni::ipam::del(kind, request)
+    {
+        warn!(%error, "addresses of the failed attachment are not given back");
+    }
+    let undone = match restore(machine, record, Some(&record.owner.netns)).await {
+        Ok(()) => state.forget(record),
+        Err(error) => Err(error),
+    };
+    match undone {
+        Ok(()) => failure,
+        Err(undo) => Error::Undo { failure: Box::new(failure), undo: Box::new(undo) },
+    }
+}
+
+/// Reads what the plan depends on.
+async fn observe(machine: &Machine, vf: &Vf, container: &Netlink) -> Result<Observed, Error> {
+    let function = match vf.link_here(machine).await? {
+        Some(link) => Function::Netdev(link),
+        None => match (vf.userspace_driver()?, &vf.driver) {
+            (Some(driver), _) => Function::Userspace(driver),
+            (None, Some(_)) => Function::Netdev(claim::stray(machine, vf).await?),
+            (None, None) => {
+                let reason =
+                    "has no driver: bind it to its network driver, or to vfio-pci for use in user space";
+                return Err(Error::Device { device: vf.address(), reason: reason.to_owned() });
+            }
+        },
+    };
+    if let Function::Netdev(link) = &function {
+        refuse_in_use(machine, vf, link).await?;
+    }
+    let links = container.links().await?;
+    let names = links.into_iter().flat_map(|link| std::iter::once(link.name).chain(link.altnames));
+    Ok(Observed {
+        function,
+        has_pf: vf.pf.is_some(),
+        vf: vf.settings(machine).await?,
+        names_in_container: names.collect(),
+    })
+}
+
+/// An interface that the host works with is not given away: it would take the host's connection along.
+async fn refuse_in_use(machine: &Machine, vf: &Vf, link: &Link) -> Result<(), Error> {
+    let refused = |reason: String| Err(Error::Device { device: vf.address(), reason });
+    if let Some(master) = link.master {
+        return refused(format!("is in use: its interface {} belongs to interface {master}", link.name));
+    }
+    // Only a passed-through device in a virtual machine can be the machine's own uplink unnoticed.
+    if vf.pf.is_none() {
+        let routes = machine.netlink.default_routes().await?;
+        if routes.iter().any(|route| route.uses(link.index)) {
+            return refused(format!("is in use: its interface {} has the host's default route", link.name));
+        }
+    }
+    Ok(())
+}
+
+fn baseline(observed: &Observed) -> Baseline {
+    let netdev = match &observed.function {
+        Function::Netdev(link) => Some(NetdevBaseline::from(link)),
+        Function::Userspace(_) => None,
+    };
+    Baseline { vf: observed.vf.clone(), netdev }
+}
+
+fn changed_option(step: &Step) -> Option<VfOption> {
+    match step {
+        Step::Vf(setting) => Some(setting.option()),
+        _ => None,
+    }
+}
+
+struct Attachment<'a> {
+    machine: &'a Machine,
+    request: &'a Request,
+    conf: &'a Conf,
+    vf: &'a Vf,
+    netns: &'a Netns,
+    container: &'a Netlink,
+}
+
+impl Attachment<'_> {
+    async fn carry_out(&self, steps: &[Step]) -> Result<(), Error> {
+        for step in steps {
+            self.step(step).await?;
+        }
+        let settings = steps.iter().filter_map(|step| match step {
+            Step::Vf(setting) => Some(*setting),
+            _ => None,
+        });
+        self.verify(&settings.collect::<Vec<_>>()).await
+    }
+
+    async fn step(&self, step: &Step) -> Result<(), Error> {
+        let here = &self.machine.netlink;
+        match step {
+            Step::Vf(setting) => self.vf.set(self.machine, *setting).await,
+            Step::Down => Ok(here.set_up(self.link_here().await?.index, false).await?),
+            Step::RemoveAltname(name) => Ok(here.remove_altname(self.link_here().await?.index, name).await?),
+            Step::Mac(mac) => {
+                netdev::set_mac(&self.machine.netns, here, self.link_here().await?.index, *mac).await
+            }
+            Step::Mtu(mtu) => Ok(here.set_mtu(self.link_here().await?.index, *mtu).await?),
+            Step::Move => {
+                Ok(here.move_link(self.link_here().await?.index, self.netns, &self.request.ifname).await?)
+            }
+            Step::Up => {
+                address::prepare(self.netns, &self.request.ifname)?;
+                Ok(self.container.set_up(self.link_in_container().await?.index, true).await?)
+            }
+        }
+    }
+
+    async fn link_here(&self) -> Result<Link, Error> {
+        self.present(self.vf.link_here(self.machine).await?)
+    }
+
+    async fn link_in_container(&self) -> Result<Link, Error> {
+        self.present(self.vf.link_in(self.machine, self.netns, self.container).await?)
+    }
+
+    fn present(&self, link: Option<Link>) -> Result<Link, Error> {
+        link.ok_or_else(|| Error::Lost {
+            device: self.vf.address(),
+            driver: self.vf.driver_name().to_owned(),
+        })
+    }
+
+    /// Sees that the settings were taken over, as some drivers do only after a while.
+    async fn verify(&self, settings: &[VfSetting]) -> Result<(), Error> {
+        let Some(reported) = self.vf.settings(self.machine).await? else { return Ok(()) };
+        let differing = |reported: &VfSettings| {
+            settings.iter().find_map(|setting| self.vf.verify(reported, *setting).err())
+        };
+        match differing(&reported) {
+            None => Ok(()),
+            Some(first) => netdev::wait_for(netdev::MAC_LIMIT, async || {
+                let reported = self.vf.settings(self.machine).await?;
+                Ok(reported.is_none_or(|reported| differing(&reported).is_none()).then_some(()))
+            })
+            .await?
+            .ok_or(first),
+        }
+    }
+
+    /// Has IPAM give addresses, configures them and builds the result.
+    async fn address(&self, function: &Function) -> Result<CniResult, Error> {
+        let mut result = match &self.conf.ipam {
+            Some(kind) => cni::ipam::add(kind, self.request)?,
+            None => CniResult::default(),
+        };
+        let link = match function {
+            Function::Netdev(_) => Some(self.link_in_container().await?),
+            Function::Userspace(_) => None,
+        };
+        result.interfaces = vec![self.interface(link.as_ref()).await?];
+        for ip in &mut result.ips {
+            ip.interface = Some(0);
+        }
+        if let Some(link) = &link
+            && !result.ips.is_empty()
+        {
+            address::configure(self.netns, self.container, link, &result).await?;
+            address::announce(self.netns, self.container, link, &result).await;
+        }
+        Ok(result)
+    }
+
+    async fn interface(&self, link: Option<&Link>) -> Result<Interface, Error> {
+        let (mac, mtu) = match link {
+            Some(link) => (link.mac, link.mtu),
+            None => {
+                let reported = self.vf.settings(self.machine).await?.and_then(|settings| settings.mac);
+                (self.conf.mac.or(reported), self.vf.pf.as_ref().map(|pf| pf.mtu).unwrap_or_default())
+            }
+        };
+        Ok(Interface {
+            name: self.request.ifname.clone(),
+            mac: mac.filter(|mac| !mac.is_zero()).map(|mac| mac.to_string()).unwrap_or_default(),
+            mtu,
+            sandbox: self.netns.path().display().to_string(),
+            socket_path: String::new(),
+            pci_id: self.vf.address().to_string(),
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! Work on a VF's interface that takes more than one request.
+
+use std::time::Duration;
+
+use host::netlink::{Events, Group, Link};
+use host::{MacAddress, Netlink, Netns, netns};
+
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::vf::Vf;
+
+/// How long a driver gets to accept a hardware address. Some propagate an administrative MAC to the VF by
+/// resetting it, and refuse changes until that is done.
+pub(crate) const MAC_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the kernel gets to hand a dead namespace's interfaces back.
+const RETURN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where a VF's interface is.
+pub(crate) struct Place {
+    pub(crate) netns: Netns,
+    pub(crate) netlink: Netlink,
+    pub(crate) link: Link,
+}
+
+/// Sets the hardware address of an interface and sees that it stays: at once if the driver lets it, else
+/// as soon as an event shows that the driver moved on.
+pub(crate) async fn set_mac(
+    netns: &Netns,
+    netlink: &Netlink,
+    index: u32,
+    mac: MacAddress,
+) -> Result<(), Error> {
+    let attempt = async || -> Result<bool, host::netlink::Error> {
+        netlink.set_mac(index, mac).await?;
+        Ok(netlink.link(index).await?.is_some_and(|link| link.mac == Some(mac)))
+    };
+    if matches!(attempt().await, Ok(true)) {
+        return Ok(());
+    }
+    let mut last = Ok(false);
+    let again = async || {
+        last = attempt().await;
+        Ok(matches!(last, Ok(true)).then_some(()))
+    };
+    match Events::subscribe_in(netns, &[Group::Link])?.wait_until(MAC_LIMIT, again).await? {
+        Some(()) => Ok(()),
+        None => Err(last.err().map_or(Error::MacNotTaken { mac, index }, Error::from)),
+    }
+}
+
+/// Asks `check` now and after every event of our namespace until it answers, at most for `limit`.
+pub(crate) async fn wait_for<T>(
+    limit: Duration,
+    mut check: impl AsyncFnMut() -> Result<Option<T>, Error>,
+) -> Result<Option<T>, Error> {
+    let mut failure = None;
+    let asked = async || match check().await {
+        Ok(answer) => {
+            failure = None;
+            Ok(answer)
+        }
+        Err(error) => {
+            failure = Some(error);
+            Ok(None)
+        }
+    };
+    let answer = Events::subscribe(&[Group::Link])?.wait_until(limit, asked).await?;
+    match (answer, failure) {
+        (None, Some(error)) => Err(error),
+        (answer, _) => Ok(answer),
+    }
+}
+
+/// Finds the VF's interface wherever it is: here, in `likely` namespaces, in any other; failing that it
+/// waits for the kernel to bring it back from a namespace that is being torn down. `None` when the VF
+/// has no interface, being bound to no driver or to one for user space.
+pub(crate) async fn locate(machine: &Machine, vf: &Vf, likely: Vec<Netns>) -> Result<Option<Place>, Error> {
+    let here = async || -> Result<Option<Place>, Error> {
+        let link = vf.link_here(machine).await?;
+        let netns = Netns::current()?;
+        Ok(link.map(|link| Place { netns, netlink: machine.netlink.clone(), link }))
+    };
+    if let Some(place) = here().await? {
+        return Ok(Some(place));
+    }
+    if vf.driver.is_none() || vf.userspace_driver()?.is_some() {
+        return Ok(None);
+    }
+    if let Some(place) = search(machine, vf, likely).await? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = search(machine, vf, netns::discover()?).await? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = wait_for(RETURN_LIMIT, here).await? {
+        return Ok(Some(place));
+    }
+    // The kernel returns interfaces to the first namespace of the machine, which need not be ours.
+    match search(machine, vf, netns::discover()?).await? {
+        Some(place) => Ok(Some(place)),
+        None => Err(Error::Lost { device: vf.address(), driver: vf.driver_name().to_owned() }),
+    }
+}
+
+async fn search(machine: &Machine, vf: &Vf, namespaces: Vec<Netns>) -> Result<Option<Place>, Error> {
+    for netns in namespaces {
+        // A namespace may vanish, or not be enterable, while we look for something that is elsewhere.
+        let Ok(netlink) = Netlink::connect_in(&netns) else { continue };
+        if let Ok(Some(link)) = vf.link_in(machine, &netns, &netlink).await {
+            return Ok(Some(Place { netns, netlink, link }));
+        }
+    }
+    Ok(None)
+}

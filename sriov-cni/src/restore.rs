@@ -1,0 +1,200 @@
+//! Bringing a VF back to its baseline, from wherever it is and however far an attachment got.
+//!
+//! Everything is compared before it is changed, so doing it twice does nothing the second time. The
+//! order is what drivers need: the interface comes home first (a container that still holds it keeps its
+//! VLAN and spoof checking), then the administrative MAC if ADD set one, since a VF may take back only the
+//! MAC that its PF allows it, then the interface's own settings, then the rest, trust last.
+
+use std::path::Path;
+
+use host::netlink::{Link, VfOption};
+use host::{Netlink, Netns};
+use tracing::{info, warn};
+
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::netdev::{self, Place};
+use crate::record::{NetdevBaseline, Record};
+use crate::vf::Vf;
+
+/// The order in which options go back, trust last: without it some drivers refuse other changes.
+const ORDER: [VfOption; 6] =
+    [VfOption::Mac, VfOption::Vlan, VfOption::Rate, VfOption::Spoofchk, VfOption::LinkState, VfOption::Trust];
+
+/// Brings the VF of `record` to its baseline. `also` is one more place where its interface may be, besides
+/// the namespace of the record. A VF that vanished, or was made anew, needs nothing.
+///
+/// # Errors
+/// [`Error::NotReleased`] with everything that failed.
+pub(crate) async fn restore(machine: &Machine, record: &Record, also: Option<&Path>) -> Result<(), Error> {
+    if record.boot_id != machine.boot_id {
+        info!(device = %record.device, "record is of an earlier boot; the VF starts afresh");
+        return Ok(());
+    }
+    let not_released = |error| Error::NotReleased(vec![error]);
+    let Some(vf) = Vf::find(machine, record.device).await.map_err(not_released)? else {
+        info!(device = %record.device, "VF is gone; nothing to restore");
+        return Ok(());
+    };
+    if record.incarnation.is_some_and(|incarnation| incarnation != vf.incarnation) {
+        info!(device = %record.device, "VF was made anew; nothing to restore");
+        return Ok(());
+    }
+    let mut errors = Vec::new();
+    let home = match &record.baseline.netdev {
+        Some(baseline) => {
+            bring_home(machine, &vf, record, baseline, also, &mut errors).await.map_err(not_released)?
+        }
+        None => None,
+    };
+    if record.changes.contains(&VfOption::Mac) {
+        restore_option(machine, &vf, record, VfOption::Mac, &mut errors).await;
+    }
+    if let (Some(link), Some(baseline)) = (&home, &record.baseline.netdev) {
+        restore_netdev(machine, link, baseline, &mut errors).await;
+    }
+    for option in ORDER {
+        // Programs in the container may change the MAC that the PF reports, whether or not ADD did.
+        if option == VfOption::Mac || record.changes.contains(&option) {
+            restore_option(machine, &vf, record, option, &mut errors).await;
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Error::NotReleased(errors)) }
+}
+
+async fn restore_option(
+    machine: &Machine,
+    vf: &Vf,
+    record: &Record,
+    option: VfOption,
+    errors: &mut Vec<Error>,
+) {
+    let Some(wanted) = record.baseline.vf.as_ref().and_then(|vf| vf.get(option)) else { return };
+    let restored = async {
+        // Read anew each time: one setting may change another.
+        let Some(reported) = vf.settings(machine).await? else { return Ok(()) };
+        if reported.get(option) == Some(wanted) {
+            return Ok(());
+        }
+        vf.set(machine, wanted).await?;
+        match vf.settings(machine).await? {
+            Some(reported) => vf.verify(&reported, wanted),
+            None => Ok(()),
+        }
+    };
+    errors.extend(restored.await.err());
+}
+
+/// Moves the interface into our namespace under its old name, if it is not there already. `None` when the
+/// VF has no interface any more.
+async fn bring_home(
+    machine: &Machine,
+    vf: &Vf,
+    record: &Record,
+    baseline: &NetdevBaseline,
+    also: Option<&Path>,
+    errors: &mut Vec<Error>,
+) -> Result<Option<Link>, Error> {
+    let recorded = Netns::open(&record.owner.netns).ok();
+    let recorded = recorded.filter(|netns| record.owner.netns_id.is_none_or(|id| id == netns.id()));
+    let also = also.and_then(|path| Netns::open(path).ok());
+    let likely = recorded.into_iter().chain(also).collect();
+    let Some(place) = netdev::locate(machine, vf, likely).await? else {
+        info!(device = %record.device, driver = vf.driver_name(), "VF has no interface any more");
+        return Ok(None);
+    };
+    if place.netns.id() == machine.netns.id() {
+        rename_here(machine, &place.link, baseline, errors).await?;
+    } else {
+        move_here(machine, vf, &place, baseline, errors).await?;
+    }
+    vf.link_here(machine).await
+}
+
+async fn move_here(
+    machine: &Machine,
+    vf: &Vf,
+    place: &Place,
+    baseline: &NetdevBaseline,
+    errors: &mut Vec<Error>,
+) -> Result<(), Error> {
+    let Place { netlink, link, .. } = place;
+    if link.up {
+        netlink.set_up(link.index, false).await?;
+    }
+    // Names that the container gave could clash on the host; the old ones are put back there.
+    for altname in &link.altnames {
+        netlink.remove_altname(link.index, altname).await?;
+    }
+    let here = &machine.netns;
+    match netlink.move_link(link.index, here, &baseline.name).await {
+        Err(error) if error.is_exists() => {
+            errors.push(Error::HostNameTaken { device: vf.address(), name: baseline.name.clone() });
+            netlink.move_link(link.index, here, &spare_name(vf)).await?;
+        }
+        moved => moved?,
+    }
+    Ok(())
+}
+
+async fn rename_here(
+    machine: &Machine,
+    link: &Link,
+    baseline: &NetdevBaseline,
+    errors: &mut Vec<Error>,
+) -> Result<(), Error> {
+    if link.name == baseline.name {
+        return Ok(());
+    }
+    let netlink = &machine.netlink;
+    if link.up {
+        netlink.set_up(link.index, false).await?;
+    }
+    // Its old name may have become an alternative one meanwhile, which the kernel calls a clash.
+    if link.altnames.contains(&baseline.name) {
+        netlink.remove_altname(link.index, &baseline.name).await?;
+    }
+    match netlink.set_name(link.index, &baseline.name).await {
+        Err(error) if error.is_exists() => {
+            let device = link.parent_dev.as_ref().and_then(|parent| parent.parse().ok());
+            let name = baseline.name.clone();
+            errors.extend(device.map(|device| Error::HostNameTaken { device, name }));
+        }
+        renamed => renamed?,
+    }
+    Ok(())
+}
+
+/// A name that belongs to the VF alone, for when its own is taken: `vf` and the address's digits, at most
+/// 15 bytes, the kernel's limit.
+fn spare_name(vf: &Vf) -> String {
+    format!("vf{}", vf.address().to_string().replace([':', '.'], ""))
+}
+
+async fn restore_netdev(machine: &Machine, link: &Link, baseline: &NetdevBaseline, errors: &mut Vec<Error>) {
+    let (netlink, index) = (&machine.netlink, link.index);
+    if let Some(mac) = baseline.mac.filter(|mac| link.mac != Some(*mac)) {
+        errors.extend(netdev::set_mac(&machine.netns, netlink, index, mac).await.err());
+    }
+    if let Some(mtu) = baseline.mtu.filter(|mtu| link.mtu != *mtu) {
+        errors.extend(netlink.set_mtu(index, mtu).await.err().map(Error::from));
+    }
+    if (link.promiscuous, link.allmulti) != (baseline.promiscuous, baseline.allmulti) {
+        let reception = netlink.set_reception(index, baseline.promiscuous, baseline.allmulti).await;
+        errors.extend(reception.err().map(Error::from));
+    }
+    restore_altnames(netlink, link, baseline).await;
+    if link.up != baseline.up {
+        errors.extend(netlink.set_up(index, baseline.up).await.err().map(Error::from));
+    }
+}
+
+// Alternative names are given by udev and are taken by whoever comes first; that one of them went to
+// another interface meanwhile is worth a line in the log, not a DEL that never ends.
+async fn restore_altnames(netlink: &Netlink, link: &Link, baseline: &NetdevBaseline) {
+    for altname in baseline.altnames.iter().filter(|altname| !link.is_called(altname)) {
+        if let Err(error) = netlink.add_altname(link.index, altname).await {
+            warn!(%error, "alternative name is not put back");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A VF as it stands now: its PF, its driver, its interface.
+
+use host::netlink::{Link, VfOption, VfSetting, VfSettings};
+use host::sysfs::{PciDevice, SysfsError};
+use host::{Netlink, Netns, PciAddress, Sysfs};
+
+use crate::error::Error;
+use crate::machine::Machine;
+
+/// Userspace drivers that make neither a `vfio-dev` nor a `uio` directory before Linux 6.1.
+const USERSPACE_DRIVERS: [&str; 2] = ["uio_pci_generic", "igb_uio"];
+
+/// A VF.
+#[derive(Debug)]
+pub(crate) struct Vf {
+    device: PciDevice,
+    /// The driver bound to it.
+    pub(crate) driver: Option<String>,
+    /// Which life of the VF this is.
+    pub(crate) incarnation: u64,
+    /// Its PF; `None` in a virtual machine, and when the PF's interface is in another namespace.
+    pub(crate) pf: Option<Pf>,
+}
+
+/// The PF of a VF.
+#[derive(Debug)]
+pub(crate) struct Pf {
+    /// Interface name.
+    pub(crate) name: String,
+    /// Interface index.
+    pub(crate) index: u32,
+    /// MTU of its interface, in bytes.
+    pub(crate) mtu: u32,
+    /// Driver.
+    pub(crate) driver: String,
+    /// The VF's number on it.
+    pub(crate) vf: u32,
+}
+
+impl Vf {
+    /// The VF at `address`; `None` when there is no such device (any more).
+    pub(crate) async fn find(machine: &Machine, address: PciAddress) -> Result<Option<Self>, Error> {
+        let sysfs = |source| Error::Sysfs { device: address, source };
+        let device = match machine.sysfs.pci_device(address) {
+            Ok(device) => device,
+            Err(SysfsError::NoSuchDevice { .. }) => return Ok(None),
+            Err(error) => return Err(sysfs(error)),
+        };
+        let Ok(incarnation) = host::incarnation(&device) else { return Ok(None) };
+        let driver = device.driver().map_err(sysfs)?;
+        let pf = find_pf(machine, &device).await?;
+        Ok(Some(Self { device, driver, incarnation, pf }))
+    }
+
+    /// The VF at `address`, for an ADD.
+    pub(crate) async fn require(machine: &Machine, address: PciAddress) -> Result<Self, Error> {
+        let refused = |reason: &str| Error::Device { device: address, reason: reason.to_owned() };
+        let vf = Self::find(machine, address).await?.ok_or_else(|| {
+            refused("does not exist: failed to get VF information; were the VFs made anew after the device plugin saw them?")
+        })?;
+        let capability = vf.device.total_vfs().map_err(|source| Error::Sysfs { device: address, source })?;
+        if capability.is_some() {
+            return Err(refused("is a physical function; deviceID must name one of its VFs"));
+        }
+        Ok(vf)
+    }
+
+    pub(crate) fn address(&self) -> PciAddress {
+        self.device.address()
+    }
+
+    /// The driver, for messages.
+    pub(crate) fn driver_name(&self) -> &str {
+        self.driver.as_deref().unwrap_or("none")
+    }
+
+    /// The driver that gives the VF to a program in user space, if it is bound to such a one.
+    pub(crate) fn userspace_driver(&self) -> Result<Option<String>, Error> {
+        let Some(driver) = &self.driver else { return Ok(None) };
+        let sysfs = |source| Error::Sysfs { device: self.address(), source };
+        let is_userspace = self.device.vfio_dev().map_err(sysfs)?.is_some()
+            || self.device.uio().map_err(sysfs)?.is_some()
+            || driver.contains("vfio")
+            || USERSPACE_DRIVERS.contains(&driver.as_str());
+        Ok(is_userspace.then(|| driver.clone()))
+    }
+
+    /// What the PF reports about the VF; `None` without a PF and for drivers that report nothing.
+    pub(crate) async fn settings(&self, machine: &Machine) -> Result<Option<VfSettings>, Error> {
+        let Some(pf) = &self.pf else { return Ok(None) };
+        let vfs = machine.netlink.vfs(pf.index).await?;
+        Ok(vfs.into_iter().find(|(number, _)| *number == pf.vf).map(|(_, settings)| settings))
+    }
+
+    /// Makes a setting through the PF.
+    pub(crate) async fn set(&self, machine: &Machine, setting: VfSetting) -> Result<(), Error> {
+        let Some(pf) = &self.pf else {
+            return Err(Error::NoPf { device: self.address(), option: setting.to_string() });
+        };
+        machine.netlink.set_vf(pf.index, pf.vf, setting).await.map_err(|cause| Error::Setting {
+            setting,
+            place: format!("VF {} ({}) of PF {}, driver {}", pf.vf, self.address(), pf.name, pf.driver),
+            cause,
+        })
+    }
+
+    /// Verifies that a setting that was made reads back. Only what drivers report exactly is compared:
+    /// rates are rounded, and not every driver knows trust or link state.
+    pub(crate) fn verify(&self, reported: &VfSettings, wanted: VfSetting) -> Result<(), Error> {
+        let option = wanted.option();
+        let what = match option {
+            VfOption::Mac => "administrative MAC",
+            VfOption::Vlan => "VLAN",
+            VfOption::Spoofchk => "spoofchk",
+            VfOption::Trust | VfOption::LinkState | VfOption::Rate => return Ok(()),
+        };
+        match reported.get(option) {
+            Some(found) if found != wanted => Err(Error::Differs {
+                device: self.address(),
+                what,
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The VF's interface in the namespace `netns`, which `netlink` is connected to.
+    pub(crate) async fn link_in(
+        &self,
+        machine: &Machine,
+        netns: &Netns,
+        netlink: &Netlink,
+    ) -> Result<Option<Link>, Error> {
+        let links = netlink.links().await?;
+        let parent = self.address().to_string();
+        if let Some(link) = links.iter().find(|link| link.parent_dev.as_ref() == Some(&parent)) {
+            return Ok(Some(link.clone()));
+        }
+        if machine.netlink.links().await?.iter().any(|link| link.parent_dev.is_some()) {
+            return Ok(None);
+        }
+        // A kernel before 5.14 does not name the device behind an interface; sysfs does, as seen from
+        // inside the namespace.
+        let name = if netns.id() == machine.netns.id() {
+            self.first_netdev(&machine.sysfs)?
+        } else {
+            netns.run_with_sysfs(|| self.first_netdev(&Sysfs::default()))??
+        };
+        Ok(links.into_iter().find(|link| Some(&link.name) == name.as_ref()))
+    }
+
+    /// The VF's interface in our own namespace.
+    pub(crate) async fn link_here(&self, machine: &Machine) -> Result<Option<Link>, Error> {
+        self.link_in(machine, &machine.netns, &machine.netlink).await
+    }
+
+    fn first_netdev(&self, sysfs: &Sysfs) -> Result<Option<String>, Error> {
+        let device = self.address();
+        let netdevs = sysfs.pci_device(device).and_then(|device| device.netdevs());
+        Ok(netdevs.map_err(|source| Error::Sysfs { device, source })?.into_iter().next())
+    }
+}
+
+async fn find_pf(machine: &Machine, vf: &PciDevice) -> Result<Option<Pf>, Error> {
+    let sysfs = |source| Error::Sysfs { device: vf.address(), source };
+    let Some(pf) = vf.physfn().map_err(sysfs)? else { return Ok(None) };
+    let Some(number) = vf.vf_index().map_err(sysfs)? else { return Ok(None) };
+    let Some(name) = pf.main_netdev().map_err(sysfs)? else { return Ok(None) };
+    let Some(link) = machine.netlink.link_by_name(&name).await? else { return Ok(None) };
+    let driver = pf.driver().map_err(sysfs)?.unwrap_or_default();
+    Ok(Some(Pf { name, index: link.index, mtu: link.mtu, driver, vf: number }))
+}
