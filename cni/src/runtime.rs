@@ -30,8 +30,17 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Whether every plugin of the network is there to be run.
+    ///
+    /// # Errors
+    /// Code 50, naming the plugin and where it was looked for.
+    pub fn check_installed(&self, list: &NetworkList) -> Result<(), Error> {
+        list.plugins.iter().try_for_each(|plugin| exec::find(&plugin.kind, &self.path).map(drop))
+    }
+
     /// Runs ADD of every plugin in order, each with the result of the one before, and caches the last result.
-    /// A failing ADD leaves the plugins before it as they are; [`del`](Self::del) undoes them.
+    /// A failing ADD leaves the plugins before it as they are; [`del`](Self::del) undoes them. When a plugin is
+    /// not installed none is run.
     ///
     /// # Errors
     /// The error of the plugin that failed, preceded by its type; code 5 when the result cannot be cached; codes
@@ -40,6 +49,7 @@ impl Runtime {
         names::check_container_id(&attachment.container_id)?;
         names::check_network_name(&list.name)?;
         names::check_interface_name(&attachment.ifname)?;
+        self.check_installed(list)?;
         let mut result: Option<CniResult> = None;
         for plugin in &list.plugins {
             let add = || {

@@ -1,0 +1,298 @@
+//! Which networks a sandbox gets, and in which order: the primary, the cluster's further ones, the pod's own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cni::NetworkList;
+use futures_util::future::try_join_all;
+
+use crate::Error;
+use crate::config::Conf;
+use crate::kubernetes::{DEFAULT_NETWORK, Kubernetes, NETWORKS, Pod};
+use crate::nad::{self, Nad, Network};
+use crate::selection::{self, Selection};
+
+/// A network to attach, and what the pod asks of it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The network.
+    pub network: Network,
+    /// What the pod asks of it; `None` for networks that the node's configuration names.
+    pub selection: Option<Selection>,
+}
+
+impl From<Network> for Wanted {
+    fn from(network: Network) -> Self {
+        Wanted { network, selection: None }
+    }
+}
+
+/// The networks of a sandbox, the primary first.
+///
+/// # Errors
+/// When any of them cannot be resolved: a sandbox gets all its networks or none.
+pub async fn resolve(
+    conf: &Conf,
+    kubernetes: Option<&Kubernetes>,
+    pod: Option<&Pod>,
+) -> Result<Vec<Wanted>, Error> {
+    let cluster = Cluster { conf, kubernetes };
+    let mut wanted: Vec<Wanted> = cluster.configured(pod).await?.into_iter().map(Wanted::from).collect();
+    let (Some(kubernetes), Some(pod)) = (kubernetes, pod) else { return Ok(wanted) };
+
+    let default = default_selection(conf, pod)?;
+    let own = own_selections(conf, pod)?;
+    let nads = read_nads(kubernetes, default.iter().chain(&own)).await?;
+    let network = |selection: &Selection| -> Result<Network, Error> {
+        let (namespace, name) = key(selection);
+        let nad = nads
+            .get(&(namespace, name))
+            .ok_or_else(|| Error::NoSuchNad { namespace: namespace.to_owned(), name: name.to_owned() })?;
+        Network::of(nad, &conf.conf_dir)
+    };
+    if let Some(selection) = &default {
+        let primary = Wanted { network: network(selection)?, selection: Some(selection.clone()) };
+        match wanted.first_mut() {
+            Some(first) => *first = primary,
+            None => wanted.push(primary),
+        }
+    }
+    for selection in &own {
+        wanted.push(Wanted { network: network(selection)?, selection: Some(selection.clone()) });
+    }
+    Ok(wanted)
+}
+
+/// The primary network alone, without a pod: what STATUS and GC are about.
+///
+/// # Errors
+/// When it cannot be resolved.
+pub async fn primary(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result<Network, Error> {
+    let cluster = Cluster { conf, kubernetes };
+    match &conf.cluster_network {
+        Some(reference) => cluster.network(reference).await,
+        None => cluster.inline()?.into_iter().next().ok_or_else(none_configured),
+    }
+}
+
+/// The references of the node's configuration.
+struct Cluster<'a> {
+    conf: &'a Conf,
+    kubernetes: Option<&'a Kubernetes>,
+}
+
+impl Cluster<'_> {
+    async fn configured(&self, pod: Option<&Pod>) -> Result<Vec<Network>, Error> {
+        let Some(reference) = &self.conf.cluster_network else { return self.inline() };
+        let mut networks = vec![self.network(reference).await?];
+        let is_system = pod.is_some_and(|pod| self.conf.system_namespaces.contains(&pod.namespace));
+        if !is_system {
+            for reference in &self.conf.default_networks {
+                networks.push(self.network(reference).await?);
+            }
+        }
+        Ok(networks)
+    }
+
+    fn inline(&self) -> Result<Vec<Network>, Error> {
+        if self.conf.delegates.is_empty() {
+            return Err(none_configured());
+        }
+        let read = |object: &cni::Object| {
+            NetworkList::from_object(object.clone())
+                .map(Network::local)
+                .map_err(|e| Error::Conf(e.context("delegates")))
+        };
+        self.conf.delegates.iter().map(read).collect()
+    }
+
+    /// A reference is a path when it has a slash, else the name of a NAD, else of a file's network.
+    async fn network(&self, reference: &str) -> Result<Network, Error> {
+        let network = if reference.contains('/') {
+            nad::load(Path::new(reference))
+                .map(Network::local)
+                .map_err(|source| Error::Network { network: reference.to_owned(), source })
+        } else {
+            self.named(reference).await
+        };
+        network.map_err(|source| Error::ClusterNetwork {
+            reference: reference.to_owned(),
+            namespace: self.conf.multus_namespace.clone(),
+            source: Box::new(source),
+        })
+    }
+
+    async fn named(&self, name: &str) -> Result<Network, Error> {
+        let conf = self.conf;
+        let from_nad = match self.kubernetes {
+            None => Err(Error::NoKubernetes { network: name.to_owned() }),
+            Some(kubernetes) => match kubernetes.nad(&conf.multus_namespace, name).await {
+                Ok(Some(nad)) => Network::of(&nad, &conf.conf_dir),
+                Ok(None) => {
+                    Err(Error::NoSuchNad { namespace: conf.multus_namespace.clone(), name: name.to_owned() })
+                }
+                Err(error) => Err(error),
+            },
+        };
+        // Without a usable NAD a file of the node does. When there is neither, both are told.
+        from_nad.or_else(|error| {
+            nad::find(&conf.conf_dir, name)
+                .map(Network::local)
+                .map_err(|source| Error::Network { network: name.to_owned(), source: source.context(error) })
+        })
+    }
+}
+
+fn none_configured() -> Error {
+    Error::Conf(cni::Error::invalid_config(
+        "at least one delegate/clusterNetwork must be specified: the multus configuration names no network",
+    ))
+}
+
+fn default_selection(conf: &Conf, pod: &Pod) -> Result<Option<Selection>, Error> {
+    let Some(annotation) = pod.annotations.get(DEFAULT_NETWORK) else { return Ok(None) };
+    let mut selection = selection::parse_default(annotation)
+        .map_err(|source| Error::Annotation { key: DEFAULT_NETWORK, source })?;
+    let target = selection.namespace.get_or_insert_with(|| conf.multus_namespace.clone());
+    // The cluster's own networks are there to be chosen from.
+    if *target != conf.multus_namespace {
+        isolate(conf, pod, target)?;
+    }
+    Ok(Some(selection))
+}
+
+fn own_selections(conf: &Conf, pod: &Pod) -> Result<Vec<Selection>, Error> {
+    let annotation = pod.annotations.get(NETWORKS).map_or("", String::as_str);
+    let mut selections =
+        selection::parse(annotation).map_err(|source| Error::Annotation { key: NETWORKS, source })?;
+    for selection in &mut selections {
+        isolate(conf, pod, selection.namespace.get_or_insert_with(|| pod.namespace.clone()))?;
+    }
+    Ok(selections)
+}
+
+fn isolate(conf: &Conf, pod: &Pod, target: &str) -> Result<(), Error> {
+    if conf.may_use(&pod.namespace, target) {
+        return Ok(());
+    }
+    Err(Error::Isolation { pod: pod.namespace.clone(), target: target.to_owned() })
+}
+
+fn key(selection: &Selection) -> (&str, &str) {
+    (selection.namespace.as_deref().unwrap_or_default(), &selection.name)
+}
+
+/// Each NAD once, all at the same time; those that do not exist are left out.
+async fn read_nads<'a>(
+    kubernetes: &Kubernetes,
+    selections: impl Iterator<Item = &'a Selection>,
+) -> Result<BTreeMap<(&'a str, &'a str), Nad>, Error> {
+    let keys: std::collections::BTreeSet<_> = selections.map(key).collect();
+    let read = |(namespace, name)| async move {
+        Ok::<_, Error>(((namespace, name), kubernetes.nad(namespace, name).await?))
+    };
+    let found = try_join_all(keys.into_iter().map(read)).await?;
+    Ok(found.into_iter().filter_map(|(key, nad)| nad.map(|nad| (key, nad))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conf(json: &str) -> Conf {
+        let request = crate::delegate::tests::request(json);
+        Conf::load(&request).unwrap()
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    fn names(conf: &Conf) -> Result<Vec<String>, String> {
+        let wanted = block_on(resolve(conf, None, None)).map_err(|e| e.to_string())?;
+        Ok(wanted.into_iter().map(|w| w.network.label).collect())
+    }
+
+    #[test]
+    fn inline_delegates_in_order() {
+        let two = conf(
+            r#"{"name":"m","delegates":[{"name":"a","type":"x"},{"name":"b","plugins":[{"type":"y"}]}]}"#,
+        );
+        assert_eq!(names(&two).unwrap(), ["a", "b"]);
+        for (json, part) in [
+            (r#"{"name":"m"}"#, "at least one delegate/clusterNetwork must be specified"),
+            (r#"{"name":"m","delegates":[]}"#, "at least one delegate"),
+            (r#"{"name":"m","delegates":[{"name":"a"}]}"#, "delegates: "),
+        ] {
+            let error = names(&conf(json)).unwrap_err();
+            assert!(error.starts_with("failed to load netconf: ") && error.contains(part), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn cluster_networks_from_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        std::fs::write(path.join("10.conf"), r#"{"name":"one","type":"x"}"#).unwrap();
+        std::fs::write(path.join("20.conflist"), r#"{"name":"two","plugins":[{"type":"x"}]}"#).unwrap();
+        let conf = |cluster: &str, more: &str| {
+            let dir = path.display();
+            conf(&format!(
+                r#"{{"name":"m","confDir":"{dir}","clusterNetwork":"{cluster}","defaultNetworks":[{more}]}}"#
+            ))
+        };
+        let in_dir = |name: &str| path.join(name).display().to_string();
+        assert_eq!(names(&conf("one", r#""two""#)).unwrap(), ["one", "two"]);
+        assert_eq!(names(&conf(&in_dir("20.conflist"), "")).unwrap(), ["two"]);
+        assert_eq!(names(&conf(&in_dir(""), "")).unwrap(), ["one"]);
+        let error = names(&conf("three", "")).unwrap_err();
+        assert!(
+            error.starts_with("failed to get clusterNetwork three in namespace kube-system: "),
+            "{error}"
+        );
+        assert!(
+            error.contains("kubeconfig") && error.contains("no network available in the name three"),
+            "{error}"
+        );
+        let error = names(&conf("/no/such/file", "")).unwrap_err();
+        assert!(error.contains("/no/such/file"), "{error}");
+    }
+
+    #[test]
+    fn system_pods_get_no_default_networks() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("1.conf"), r#"{"name":"one","type":"x"}"#).unwrap();
+        let dir = directory.path().display();
+        let conf = conf(&format!(
+            r#"{{"name":"m","confDir":"{dir}","clusterNetwork":"one","defaultNetworks":["one"]}}"#
+        ));
+        for (namespace, count) in [("kube-system", 1), ("default", 2)] {
+            let pod = Pod { namespace: namespace.into(), ..Pod::default() };
+            assert_eq!(block_on(resolve(&conf, None, Some(&pod))).unwrap().len(), count);
+        }
+    }
+
+    #[test]
+    fn selections_get_their_namespace_and_are_isolated() {
+        let conf = conf(r#"{"name":"m","namespaceIsolation":true,"multusNamespace":"net-system"}"#);
+        let pod = |key: &str, value: &str| Pod {
+            namespace: "a".into(),
+            annotations: [(key.to_owned(), value.to_owned())].into(),
+            ..Pod::default()
+        };
+        let own = own_selections(&conf, &pod(NETWORKS, "x,default/y")).unwrap();
+        assert_eq!(own.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a/x", "default/y"]);
+        let default = default_selection(&conf, &pod(DEFAULT_NETWORK, "x")).unwrap().unwrap();
+        assert_eq!(default.to_string(), "net-system/x");
+        for error in [
+            own_selections(&conf, &pod(NETWORKS, "b/x")).unwrap_err(),
+            default_selection(&conf, &pod(DEFAULT_NETWORK, "b/x")).unwrap_err(),
+        ] {
+            let text = error.to_string();
+            let start = "namespace isolation enabled, annotation violates permission, pod is in namespace a but refers to target namespace b";
+            assert!(text.starts_with(start), "{text}");
+        }
+        let error = own_selections(&conf, &pod(NETWORKS, "x/y/z")).unwrap_err();
+        assert!(error.to_string().contains(NETWORKS));
+    }
+}
