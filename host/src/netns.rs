@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
 /// What identifies a network namespace for as long as it lives: device and inode number of its nsfs
@@ -107,14 +108,10 @@ impl Netns {
                 });
             }
         };
-        // The kernel names the type of a namespace file in its magic link: "net:[4026531840]".
-        let link = fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
-        match (link, file.metadata()) {
-            (Ok(link), Ok(meta)) if link.as_os_str().as_encoded_bytes().starts_with(b"net:[") => {
-                Ok(Self { file, path, id: NetnsId { dev: meta.dev(), ino: meta.ino() } })
-            }
-            (Err(cause), _) | (_, Err(cause)) => Err(Error::Kernel { operation: "identifying", path, cause }),
-            _ => Err(Error::NotNamespace { path }),
+        match identify(&file) {
+            Ok(Some(id)) => Ok(Self { file, path, id }),
+            Ok(None) => Err(Error::NotNamespace { path }),
+            Err(cause) => Err(Error::Kernel { operation: "identifying", path, cause }),
         }
     }
 
@@ -186,6 +183,22 @@ impl Netns {
     }
 }
 
+/// The identity of an open namespace file; `None` when it is something else. A namespace of another kind
+/// can only be told apart while it is not bind-mounted; a bind-mounted one is refused on entering.
+fn identify(file: &File) -> io::Result<Option<NetnsId>> {
+    if fstatfs(file)?.filesystem_type() != NSFS_MAGIC {
+        return Ok(None);
+    }
+    // The magic link of such a file names its kind: "net:[4026531840]".
+    let link = fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()))?;
+    let link = link.as_os_str().as_encoded_bytes();
+    if !link.starts_with(b"/") && !link.starts_with(b"net:[") {
+        return Ok(None);
+    }
+    let meta = file.metadata()?;
+    Ok(Some(NetnsId { dev: meta.dev(), ino: meta.ino() }))
+}
+
 fn is_absence(errno: i32) -> bool {
     use nix::errno::Errno;
     matches!(Errno::from_raw(errno), Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH)
@@ -219,6 +232,25 @@ mod tests {
         assert!(matches!(Netns::open("/proc/self/ns/mnt"), Err(Error::NotNamespace { .. })));
         assert!(matches!(Netns::open(dir.path()), Err(Error::NotNamespace { .. })));
         assert!(matches!(Netns::open("/proc/4194305/ns/net"), Err(Error::Gone { .. })));
+    }
+
+    #[test]
+    fn a_bind_mount_is_the_namespace_until_it_is_lost() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pod");
+        File::create(&path).unwrap();
+        let private = std::thread::spawn(move || {
+            let none: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let own = Netns::current().unwrap();
+            mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none).unwrap();
+            assert_eq!(Netns::open(&path).unwrap().id(), own.id());
+            umount2(&path, MntFlags::MNT_DETACH).unwrap();
+            assert!(Netns::open(&path).unwrap_err().is_gone());
+        });
+        private.join().unwrap();
     }
 
     #[test]
