@@ -3,9 +3,9 @@
 
 BUILD_SUITE=bookworm
 BUILD_TREE=$CACHE/kubernetes/build
-BUILD_PATCH=$PARTS/map-iterator.patch
+BUILD_PATCHES=$PARTS/patches
 
-# Builds once per patch; the stamp is written last, so that a broken build starts over.
+# Builds once per set of patches; the stamp is written last, so that a broken build starts over.
 build_from_debian_source() {
     ! build_is_complete || return 0
     mkdir -p "$CACHE/kubernetes"
@@ -16,16 +16,19 @@ build_from_debian_source() {
         install_packages golang-go dpkg-dev
         use_suite deb-src "$BUILD_SUITE"
         say "building Kubernetes $BUILT_VERSION from Debian's source package: once, about 10 minutes on 2 cores; log: $CACHE/kubernetes/build.log"
-        build_run 8>&- >"$CACHE/kubernetes/build.log" 2>&1 || {
+        # As a job of its own: bash would not end at the first error inside the operand of `||`.
+        build_run 8>&- >"$CACHE/kubernetes/build.log" 2>&1 &
+        wait $! || {
             tail -n 5 "$CACHE/kubernetes/build.log" >&2
             die "the build of Kubernetes $BUILT_VERSION failed; see $CACHE/kubernetes/build.log"
         }
     ) 8>"$CACHE/kubernetes/build.lock"
 }
 
-build_is_complete() { cmp --quiet "$BUILD_PATCH" "$BUILT/.complete"; }
+build_is_complete() { cat "$BUILD_PATCHES"/*.patch | cmp --quiet - "$BUILT/.complete"; }
 
 build_run() {
+    local patch
     set -euxo pipefail
     rm -rf "$BUILD_TREE"
     mkdir -p "$BUILD_TREE/go/src/k8s.io" "$BUILT"
@@ -34,7 +37,9 @@ build_run() {
     apt source --download-only --only-source "kubernetes/$BUILD_SUITE"
     dpkg-source --extract ./kubernetes_*.dsc go/src/k8s.io/kubernetes
 
-    patch --directory go/src/k8s.io/kubernetes --strip 1 --fuzz 0 <"$BUILD_PATCH"
+    for patch in "$BUILD_PATCHES"/*.patch; do
+        patch --directory go/src/k8s.io/kubernetes --batch --strip 1 --fuzz 0 <"$patch"
+    done
 
     # GOPATH mode: with -mod=vendor, newer Go versions want to update go.mod of this tree.
     export GOPATH=$BUILD_TREE/go GOCACHE=${GOCACHE:-$BUILD_TREE/cache}
@@ -51,7 +56,7 @@ build_run() {
     for name in "${BINARIES[@]}"; do
         go build -trimpath -ldflags "$flags" -o "$BUILT/$name" "./cmd/$name"
     done
-    cp "$BUILD_PATCH" "$BUILT/.complete"
+    cat "$BUILD_PATCHES"/*.patch >"$BUILT/.complete"
     cd "$CACHE"
     rm -rf "$BUILD_TREE"
 }

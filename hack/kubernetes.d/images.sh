@@ -1,52 +1,50 @@
 # shellcheck shell=bash
-# Container images without a registry: one-layer OCI archives made of the distribution's own files, imported
-# into containerd with `ctr images import`. Pods name them with imagePullPolicy: Never.
+# The container image of the lab, without a registry: a one-layer OCI archive made of the distribution's own files,
+# imported into containerd with `ctr images import`. Pods name it with imagePullPolicy: Never.
 #
-#   localhost/podrail/pause:1  the sandbox
-#   localhost/podrail/pod:1    busybox (sh, ip, ping, nc ...) and dpdk-testpmd with its libraries and drivers
+# Busybox (sh, ip, ping, nc ...) and dpdk-testpmd with its libraries and drivers. It bears two names, because an
+# emulated guest takes seconds to import another one: kubelet's sandbox wants nothing but a program that waits.
 
 IMAGES=$CACHE/images
-IMAGE_NAMES=(pause pod)
+IMAGE_NAMES=(localhost/podrail/pause:1 localhost/podrail/pod:1)
 # Poll-mode drivers that the pods of the lab can need: the emulated VF, and what every DPDK program wants.
 IMAGE_DPDK_DRIVERS=(bus_pci bus_vdev mempool_ring net_e1000 net_null net_ring)
 
-# Makes the archives once per set of package versions.
+# Makes the archive once per set of package versions.
 images_prepare() {
-    local name archive
+    local archive
     install_packages busybox-static jq dpdk-dev
     mkdir -p "$IMAGES"
     (
         flock 8
-        for name in "${IMAGE_NAMES[@]}"; do
-            archive=$(images_archive "$name")
-            [[ ! -s $archive ]] || continue
-            say "making image localhost/podrail/$name:1"
-            rm -f "$IMAGES/$name-"*.tar
-            images_build "$name" "$archive"
-        done
+        archive=$(images_archive)
+        [[ ! -s $archive ]] || exit 0
+        say "making the container image ${IMAGE_NAMES[*]}"
+        rm -f "$IMAGES"/*.tar
+        images_build "$archive"
     ) 8>"$IMAGES/lock"
 }
 
-# images_archive NAME: the archive's path; its name changes with everything that goes into it.
+# The archive's path; its name changes with everything that goes into it.
 images_archive() {
     local key
     key=$({
         cat "$PARTS/images.sh"
         dpkg-query --show 'busybox-static' 'libc6' 'librte-*' 'dpdk*' 2>/dev/null
     } | sha256sum | cut -c1-12)
-    echo "$IMAGES/$1-$key.tar"
+    echo "$IMAGES/pod-$key.tar"
 }
 
 images_build() (
-    name=$1 archive=$2
+    archive=$1
     work=$(mktemp -d)
     # shellcheck disable=SC2064 # the directory of now
     trap "rm -rf '$work'" EXIT
     umask 022
     mkdir "$work/root"
     images_root_base "$work/root"
-    [[ $name != pod ]] || images_root_dpdk "$work/root"
-    images_pack "localhost/podrail/$name:1" "$work/root" "$work/layout"
+    images_root_dpdk "$work/root"
+    images_pack "$work/root" "$work/layout"
     tar --create --file "$archive.new" --directory "$work/layout" .
     mv "$archive.new" "$archive"
 )
@@ -98,10 +96,10 @@ images_copy() {
     [[ ! -L $1 ]] || images_copy "$(cd "$(dirname "$1")" && realpath --no-symlinks "$(readlink "$1")")" "$root"
 }
 
-# images_pack REFERENCE ROOT LAYOUT: an OCI image layout with one uncompressed layer (the guest is emulated:
+# images_pack ROOT LAYOUT: an OCI image layout with one uncompressed layer (the guest is emulated:
 # unpacking costs more than reading).
 images_pack() {
-    local reference=$1 root=$2 layout=$3 architecture layer config manifest
+    local root=$1 layout=$2 architecture layer config manifest
     architecture=$(dpkg --print-architecture)
     mkdir -p "$layout/blobs/sha256"
     tar --create --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --directory "$root" --file "$layout/layer" .
@@ -118,11 +116,10 @@ images_pack() {
         config: $config, layers: [$layer]
     }' >"$layout/manifest"
     manifest=$(images_blob "$layout" "$layout/manifest")
-    jq --null-input --arg reference "$reference" \
-        --argjson manifest "$(images_descriptor "$layout" "$manifest" image.manifest.v1+json)" '{
+    jq --null-input --argjson manifest "$(images_descriptor "$layout" "$manifest" image.manifest.v1+json)" '{
         schemaVersion: 2,
-        manifests: [$manifest + {annotations: {"io.containerd.image.name": $reference}}]
-    }' >"$layout/index.json"
+        manifests: [$ARGS.positional[] as $name | $manifest + {annotations: {"io.containerd.image.name": $name}}]
+    }' --args "${IMAGE_NAMES[@]}" >"$layout/index.json"
     printf '{"imageLayoutVersion":"1.0.0"}' >"$layout/oci-layout"
 }
 

@@ -2,11 +2,11 @@
 # Where one lab instance keeps its things, and which loopback ports it uses.
 
 LAB=${PODRAIL_LAB:-default}
-[[ $LAB =~ ^[a-z0-9][a-z0-9-]{0,30}$ ]] || die "PODRAIL_LAB='$LAB': use up to 31 lower-case letters, digits and dashes"
+[[ $LAB =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "PODRAIL_LAB may hold letters, digits, dot, dash and underscore: '$LAB'"
 
 INSTANCE=$CACHE/lab/$LAB
 STATE=$INSTANCE/kubernetes # certificates, etcd data, pid files: all of it thrown away by `down`
-LOGS=$INSTANCE/log
+LOGS=$INSTANCE/log/kubernetes
 SHARE=$INSTANCE/share # the folder that the guest sees under the same path
 ADMIN_KUBECONFIG=$INSTANCE/kubeconfig
 GUEST_KUBECONFIG=$SHARE/kubeconfig

@@ -4,18 +4,21 @@
 NODES=$SHARE/kubernetes # one folder per node; the guest writes its logs there too
 GUEST_ADDRESS=10.0.2.15 # every guest has a user network of its own, and there this address
 SERVICE_DNS=10.96.0.10  # nobody answers there; kubelet wants one to write into resolv.conf
-HUGEPAGES=${PODRAIL_HUGEPAGES:-256}
 
+# node_up [FLAGS OF hack/lab up]: a lab that runs already is taken as it is, unless flags ask for something.
 node_up() {
     local node lab_log=$LOGS/lab-up.log lab_job
     binaries_prepare
     images_prepare
     install_packages containerd runc containernetworking-plugins iptables
     # The guest boots while the control plane starts.
-    "$HACK/lab" up >"$lab_log" 2>&1 9>&- &
-    lab_job=$!
+    if (($#)) || ! "$HACK/lab" status >/dev/null 2>&1; then
+        say "booting the lab"
+        "$HACK/lab" up "$@" >"$lab_log" 2>&1 9>&- &
+        lab_job=$!
+    fi
     control_plane_up
-    wait "$lab_job" || die "hack/lab up failed: $(tail -n 3 "$lab_log")"
+    [[ -z ${lab_job:-} ]] || wait "$lab_job" || die "hack/lab up failed: $(tail -n 3 "$lab_log")"
     for node in $(node_names); do
         node_files "$node"
         say "starting containerd and kubelet on $node"
@@ -23,22 +26,31 @@ node_up() {
             die "node $node did not start; logs: $NODES/$node/log"
     done
     for node in $(node_names); do
-        process_wait "kubelet on $node" 120 kubectl_admin get node "$node"
+        node_wait_registered "$node" 120
     done
     say "nodes have joined; they are Ready once a CNI configuration is in the guest's /etc/cni/net.d"
 }
 
-node_names() { "$HACK/lab" nodes; }
+# The names under which the lab's guests join, which are their host names.
+node_names() { sed 's/^/node/' "$INSTANCE/run/nodes"; }
 
 node_exec() {
     local node=$1
     shift
-    "$HACK/lab" exec --node "$node" -- "$@" 9>&-
+    "$HACK/lab" exec --node "${node#node}" -- "$@" </dev/null 9>&-
+}
+
+node_wait_registered() {
+    local node=$1 deadline=$((SECONDS + $2))
+    until kubectl_admin get node "$node" >/dev/null 2>&1; do
+        ((SECONDS < deadline)) || die "$node did not register in $2 s; see $NODES/$node/log/kubelet.log"
+        sleep 0.3
+    done
 }
 
 # What one node needs, in a folder that it sees. The key of a node is as secret as the share.
 node_files() {
-    local node=$1 directory=$NODES/$1 name images=()
+    local node=$1 directory=$NODES/$1
     mkdir -p "$directory"
     chmod 0700 "$NODES"
     pki_issue "node-$node" "/O=system:nodes/CN=system:node:$node" serverAuth,clientAuth "IP:$GUEST_ADDRESS,DNS:$node"
@@ -46,18 +58,14 @@ node_files() {
     cp "$PKI/ca.crt" "$directory/ca.crt"
     cp "$PKI/node-$node.crt" "$directory/kubelet.crt"
     cp "$PKI/node-$node.key" "$directory/kubelet.key"
-    for name in "${IMAGE_NAMES[@]}"; do
-        images+=("$(images_archive "$name")")
-    done
     cat >"$directory/node.env" <<ENV
 NODE_NAME=$node
 NODE_ADDRESS=$GUEST_ADDRESS
 NODE_API_ADDRESS=$GUEST_VIEW_OF_HOST:$(<"$STATE/api-port")
 NODE_SERVICE_ADDRESS=$SERVICE_KUBERNETES
 NODE_SERVICE_DNS=$SERVICE_DNS
-NODE_HUGEPAGES=$HUGEPAGES
 NODE_BINARIES=$(binaries_directory)
-NODE_IMAGES="${images[*]}"
+NODE_IMAGES=$(images_archive)
 KUBELET_MINOR=$(binaries_minor kubelet)
 ENV
 }
@@ -94,7 +102,7 @@ node_down() {
                 say "some pods did not go in 60 s; ending them with their node"
         fi
         for node in $(node_names 2>/dev/null); do
-            timeout 60 "$HACK/lab" exec --node "$node" -- "$PARTS/guest" stop >/dev/null 2>&1 9>&- || true
+            node_exec "$node" timeout 60 "$PARTS/guest" stop >/dev/null 2>&1 || true
         done
         rm -rf "$NODES"
     fi
