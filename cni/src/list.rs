@@ -65,14 +65,14 @@ impl NetworkList {
     /// # Errors
     /// As for [`parse`](Self::parse).
     pub fn from_object(object: Object) -> Result<Self, Error> {
-        if object.get_fold("plugins").is_some() || object.get_fold("type").is_none() {
-            let list = Self::read_list(object)?;
-            if list.plugins.is_empty() {
+        match (object.get_fold("plugins"), object.get_fold("type")) {
+            (None, None) => {
                 return Err(Error::invalid_config(
                     "error parsing configuration: it has neither 'type' (one plugin) nor 'plugins' (a list)",
                 ));
             }
-            return Ok(list);
+            (Some(_), _) => return Self::read_list(object),
+            (None, Some(_)) => {}
         }
         Ok(NetworkList {
             name: object.decode("name")?.unwrap_or_default(),
@@ -311,7 +311,7 @@ mod tests {
             (r#"{"name":"n","plugins":[null]}"#, "plugins"),
             (r#"{"name":"n","plugins":[{"type":"a"}],"disableGC":"maybe"}"#, "disableGC"),
             (r#"{"name":"n","plugins":[{"type":"a"}],"disableGC":3}"#, "disableGC"),
-            (r#"{"name":"n","loadOnlyInlinedPlugins":true,"cniVersion":"1.0.0"}"#, "loadOnlyInlinedPlugins"),
+            (r#"{}"#, "neither 'type'"),
         ];
         for (text, part) in table {
             let error = NetworkList::parse(text.as_bytes()).unwrap_err();
@@ -345,6 +345,7 @@ mod tests {
             ("c.conflist", r#"{"name":"n"}"#),
             ("d.conflist", r#"{"name":"empty"}"#),
             ("e.conflist", r#"{"name":"../n","plugins":[{"type":"a"}]}"#),
+            ("f.conflist", r#"{"name":"n","loadOnlyInlinedPlugins":true}"#),
             ("n/20.conf", r#"{"type":"z"}"#),
             ("n/10.conf", r#"{"type":"y"}"#),
             ("n/30.json", r#"{"type":"no"}"#),
@@ -357,6 +358,7 @@ mod tests {
         assert_eq!(kinds(load("c.conflist").unwrap()), "y z");
         assert!(load("d.conflist").unwrap_err().msg.contains("no plugin configs found"));
         assert!(load("e.conflist").unwrap_err().to_string().contains("network name"));
+        assert!(load("f.conflist").unwrap_err().to_string().contains("loadOnlyInlinedPlugins"));
         assert_eq!(load("none.conf").unwrap_err().code, Error::IO);
         let whole = String::from_utf8(load("a.conflist").unwrap().to_vec()).unwrap();
         assert_eq!(whole, r#"{"name":"n","plugins":[{"type":"a"},{"type":"y"},{"type":"z"}]}"#);
