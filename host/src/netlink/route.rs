@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope};
 use rtnetlink::RouteMessageBuilder;
 
 use super::addr::ip;
@@ -212,7 +212,10 @@ impl Netlink {
     /// # Errors
     /// ESRCH when there is no such route.
     pub async fn remove_route(&self, route: &Route) -> Result<(), Error> {
-        let frame = Frame::new(RTM_DELROUTE, &route.message());
+        let mut message = route.message();
+        // Otherwise the kernel removes only what was added by a like program.
+        message.header.protocol = RouteProtocol::Unspec;
+        let frame = Frame::new(RTM_DELROUTE, &message);
         self.request(Verb::Change, frame, || format!("removing {}", describe(route))).await.map(drop)
     }
 }
