@@ -15,9 +15,13 @@ guest_ssh() {
     ssh -F none -q -p "$(<"$LAB/run/node$node.port")" -i "$LAB/run/key" \
         -o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes -o HostKeyAlias=podrail-lab -o StrictHostKeyChecking=yes \
         -o UserKnownHostsFile="$LAB/run/known_hosts" -o GlobalKnownHostsFile=/dev/null -o ConnectTimeout=20 \
-        -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o LogLevel=ERROR \
+        -o ControlPath="$LAB/run/node$node.ssh" -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o LogLevel=ERROR \
         root@127.0.0.1 "$@"
 }
+
+# One connection per guest is kept for all commands: a handshake costs an emulated guest two seconds. Without it, commands
+# make their own.
+keep_connection() { guest_ssh "$1" -f -N -M -o ControlPersist=no </dev/null >/dev/null 2>&1 {LOCK}>&-; }
 
 # guest NODE COMMAND...: runs COMMAND in the guest, in the same directory if it is there; stdin, stdout, stderr and
 # the exit code are the command's.
@@ -37,7 +41,7 @@ wait_ready() {
         fi
         node_alive "$node" || return 1
         if grep -aq 'guest-init: .* VFs on igbvf' "$console" 2>/dev/null &&
-            guest_ssh "$node" -o ConnectTimeout=5 test -e /run/podrail/ready </dev/null 2>/dev/null; then return 0; fi
+            keep_connection "$node" && guest "$node" test -e /run/podrail/ready </dev/null; then return 0; fi
         sleep 0.2
     done
     die "node$node is not ready after ${2:-120} s (log: $console)"

@@ -60,22 +60,39 @@ EOC
     { cat "$KERNEL_DIR/initrd" && archive "$dir"; } >"$LAB/run/node$node.initrd"
 }
 
+# The guest's memory as QEMU options. With RAM above 4 GiB at boot, the firmware also puts the VFs' registers up there,
+# and QEMU's igb VFs then never get an answer from their PF. RAM that is plugged in as a module leaves them below.
+LOW_MEMORY=2688
+memory_options() {
+    local size=${MEMORY%[MG]}
+    [[ $MEMORY == *M ]] || size=$((size * 1024))
+    if ((size <= LOW_MEMORY)); then
+        printf '%s\n' -m "${size}M"
+    else
+        # Linux takes modules in blocks of 128 MiB.
+        size=$(((size - LOW_MEMORY + 127) / 128 * 128))
+        printf '%s\n' -m "${LOW_MEMORY}M,slots=1,maxmem=$((LOW_MEMORY + size + 1024))M" \
+            -object "memory-backend-ram,id=more,size=${size}M" -device pc-dimm,memdev=more
+    fi
+}
+
 # start_node NODE PORT: boots one guest whose command channel is PORT on the host's loopback.
 start_node() {
-    local node=$1 port=$2 pf args=() iommu=intel-iommu cpu=max machine=q35
+    local node=$1 port=$2 pf args=() memory iommu=intel-iommu cpu=max machine=q35
     if [[ $ACCEL == kvm ]]; then
         machine=q35,kernel-irqchip=split iommu=intel-iommu,intremap=on cpu=host
         args+=(-accel kvm)
     else
         args+=(-accel tcg,thread=multi,tb-size=512)
     fi
+    mapfile -t memory < <(memory_options)
     node_initrd "$node"
     args+=(
         -name "podrail-$NAME-node$node" -pidfile "$LAB/run/node$node.pid"
-        -machine "$machine" -cpu "$cpu" -smp "$CPUS" -m "$MEMORY"
+        -machine "$machine" -cpu "$cpu" -smp "$CPUS" "${memory[@]}"
         -nodefaults -no-reboot -display none -serial "file:$LAB/log/node$node.console"
         -kernel "$(kernel_image)" -initrd "$LAB/run/node$node.initrd"
-        -append "console=ttyS0 quiet loglevel=4 panic=-1 intel_iommu=on iommu=pt mitigations=off net.ifnames=1 biosdevname=0 random.trust_cpu=on"
+        -append "console=ttyS0 quiet loglevel=4 panic=-1 intel_iommu=on iommu=pt mitigations=off net.ifnames=1 biosdevname=0 no_timer_check nowatchdog memhp_default_state=online random.trust_cpu=on"
         -device "$iommu"
         -device virtio-rng-pci
         -netdev "user,id=host,ipv6=off,hostfwd=tcp:127.0.0.1:$port-:22"
