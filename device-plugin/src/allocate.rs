@@ -257,6 +257,7 @@ pub(crate) fn response(
     response.envs.insert(format!("{variable}_INFO"), serde_json::to_string(&facts).unwrap_or_default());
     response.envs.insert(variable, ids.join(","));
     match cdi {
+        Some(names) if names.is_empty() => {}
         Some(names) => {
             // A key of the resource's own: two resources in one container must not overwrite each other.
             let key = format!("cdi.k8s.io/{}_{}", resource.prefix, resource.name);

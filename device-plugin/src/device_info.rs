@@ -1,15 +1,16 @@
 //! Device information files: what Multus and the programs behind it may know of a device
 //! (Device Information Specification 1.1.0 of the Network Plumbing Working Group).
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use host::PciAddress;
 use serde::Serialize;
 
 use crate::config::{Resource, VdpaType};
+use crate::public_file;
+
+pub(crate) use crate::public_file::Error;
 
 const VERSION: &str = "1.1.0";
 
@@ -74,15 +75,6 @@ impl DeviceInfo {
     }
 }
 
-/// An operation on a file that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("device information file: {operation} {}: {source}", path.display())]
-pub(crate) struct Error {
-    operation: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
-
 /// The directory of these files. Only files of the resources that it is asked about are ever touched: other device
 /// plugins write there, too.
 #[derive(Debug, Clone)]
@@ -97,58 +89,25 @@ impl Directory {
         self.0.join(format!("{}-{id}-device.json", stem(resource)))
     }
 
-    /// Writes the file of a device so that a reader finds all of it or none.
+    /// Writes the file of a device.
     pub(crate) fn write(&self, resource: &Resource, id: &str, info: &DeviceInfo) -> Result<(), Error> {
-        let path = self.file(resource, id);
-        let failed = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error { operation, path, source }
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.0)
-            .map_err(failed("make directory", &self.0))?;
-        // The suffix keeps readers, who look for .json, away from it.
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = || -> io::Result<()> {
-            let _ = fs::remove_file(&temporary);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
-            file.write_all(&serde_json::to_vec(info)?)?;
-            fs::rename(&temporary, &path)
-        };
-        written().map_err(failed("write", &path)).inspect_err(|_| {
-            let _ = fs::remove_file(&temporary);
-        })
+        // Texts always have a JSON form.
+        public_file::write(&self.file(resource, id), &serde_json::to_vec(info).unwrap_or_default())
     }
 
-    /// Removes the files of a resource's devices, but for those that `keep` names.
-    pub(crate) fn sweep(&self, resource: &Resource, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let failed = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error { operation, path, source }
-        };
-        let entries = match fs::read_dir(&self.0) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed("list", &self.0)(error)),
-        };
+    /// Removes the files of a resource's devices that were written before `before`, but for those that `keep` names.
+    pub(crate) fn sweep(
+        &self,
+        resource: &Resource,
+        before: SystemTime,
+        keep: impl Fn(&str) -> bool,
+    ) -> Result<(), Error> {
         let stem = format!("{}-", stem(resource));
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.strip_prefix(&stem)?.strip_suffix("-device.json"));
+        public_file::sweep(&self.0, before, |name| {
+            let id = name.strip_prefix(&stem).and_then(|name| name.strip_suffix("-device.json"));
             // Another resource's name can begin with this one's; its rest is then no device's name.
-            let is_device = |id: &str| id.parse::<PciAddress>().is_ok();
-            if id.is_some_and(|id| is_device(id) && !keep(id)) {
-                match fs::remove_file(entry.path()) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(failed("remove", &entry.path())(error));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
+            id.is_some_and(|id| id.parse::<PciAddress>().is_ok() && !keep(id))
+        })
     }
 }
 
@@ -158,7 +117,9 @@ fn stem(resource: &Resource) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
 
     use super::*;
 
@@ -212,7 +173,10 @@ mod tests {
         ] {
             directory.write(&resource(name), id, &info).unwrap();
         }
-        directory.sweep(&resource("vfs"), |id| id == "0000:3b:02.2").unwrap();
+        let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(60));
+        directory.sweep(&resource("vfs"), past, |_| false).unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 4, "none is older than that");
+        directory.sweep(&resource("vfs"), future, |id| id == "0000:3b:02.2").unwrap();
         let mut left: Vec<String> = fs::read_dir(parent.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -226,6 +190,6 @@ mod tests {
                 "intel.com-vfs-b-0000:3b:02.3-device.json",
             ]
         );
-        Directory::new(parent.path().join("missing")).sweep(&resource("vfs"), |_| false).unwrap();
+        Directory::new(parent.path().join("missing")).sweep(&resource("vfs"), future, |_| false).unwrap();
     }
 }

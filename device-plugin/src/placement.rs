@@ -148,7 +148,9 @@ mod tests {
 
     #[test]
     fn choices() {
-        let cases: [(&str, &[&str], &[&str], usize, &str); 9] = [
+        /// Placement, devices in one IOMMU group, required devices, size, and what is chosen.
+        type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], usize, &'a str);
+        let cases: [Case<'_>; 9] = [
             ("pack", &[], &[], 1, "1.0"),
             ("pack", &[], &[], 2, "1.0 1.1"),
             ("pack", &[], &[], 3, "2.0 2.1 2.2"),

@@ -146,7 +146,7 @@ pub(crate) fn sort(
             if holder.is_some_and(|holder| holder != index) {
                 continue;
             }
-            let (selector, illness) = match fits(&pool.conf, &device) {
+            let (selector, illness) = match pool.conf.fits(&device) {
                 Ok(selector) => (selector, carrier(&pool.conf, &device)),
                 Err(reason) if holder.is_some() => unfit(&pool.conf, reason),
                 Err(reason) => {
@@ -170,23 +170,25 @@ pub(crate) fn sort(
     (pools, verdicts)
 }
 
-/// The index of the selector that takes the device, or why none does.
-fn fits(pool: &PoolConf, device: &Device) -> Result<usize, Reason> {
-    if pool.device_type != device.kind {
-        return Err(Reason::Type(pool.device_type));
-    }
-    let stands = |obstacle: &&Obstacle| !(pool.offer_in_use && obstacle.is_in_use());
-    if let Some(obstacle) = device.obstacles.iter().find(stands) {
-        return Err(Reason::Obstacle(obstacle.clone()));
-    }
-    let mut rejections = Vec::new();
-    for (index, selector) in pool.selectors.iter().enumerate() {
-        match selector.reject(device) {
-            None => return Ok(index),
-            Some(rejection) => rejections.push(rejection),
+impl PoolConf {
+    /// The index of the selector that takes the device, or why none does.
+    pub(crate) fn fits(&self, device: &Device) -> Result<usize, Reason> {
+        if self.device_type != device.kind {
+            return Err(Reason::Type(self.device_type));
         }
+        let stands = |obstacle: &&Obstacle| !(self.offer_in_use && obstacle.is_in_use());
+        if let Some(obstacle) = device.obstacles.iter().find(stands) {
+            return Err(Reason::Obstacle(obstacle.clone()));
+        }
+        let mut rejections = Vec::new();
+        for (index, selector) in self.selectors.iter().enumerate() {
+            match selector.reject(device) {
+                None => return Ok(index),
+                Some(rejection) => rejections.push(rejection),
+            }
+        }
+        Err(Reason::Selectors(rejections))
     }
-    Err(Reason::Selectors(rejections))
 }
 
 fn carrier(pool: &PoolConf, device: &Device) -> Option<Illness> {

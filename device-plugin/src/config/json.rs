@@ -59,10 +59,6 @@ impl<'a> Value<'a> {
         self.raw.get().starts_with('[')
     }
 
-    pub(crate) fn path(&self) -> &str {
-        &self.path
-    }
-
     /// The members of an object.
     pub(crate) fn object(&self) -> Result<Object<'a>, Fault> {
         let Members(members) = self.decode("an object")?;
@@ -118,7 +114,7 @@ impl<'a> Object<'a> {
     /// The value that Go would put into the field `key`; `None` if there is none or it is `null`.
     pub(crate) fn get(&self, key: &str) -> Option<&Value<'a>> {
         let named = self.members.iter().filter(|(name, _)| name.eq_ignore_ascii_case(key));
-        named.map(|(_, value)| value).filter(|value| !value.is_null()).next_back()
+        named.map(|(_, value)| value).rfind(|value| !value.is_null())
     }
 
     /// The value of `key` as a `T`, or the default of `T`.
@@ -188,7 +184,7 @@ mod tests {
         assert_eq!(object.decode::<String>("name", "a text").unwrap(), "b");
         assert_eq!(object.decode::<String>("x", "a text").unwrap(), "");
         assert_eq!(object.decode::<String>("y", "a text").unwrap(), "");
-        let others: Vec<_> = object.others(&["isrdma", "name"]).map(Value::path).collect();
+        let others: Vec<_> = object.others(&["isrdma", "name"]).map(|value| &value.path).collect();
         assert_eq!(others, ["x"]);
     }
 

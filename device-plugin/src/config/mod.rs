@@ -156,11 +156,10 @@ pub(crate) fn load(path: &Path, default_prefix: &str) -> Result<(Conf, Vec<Fault
 }
 
 fn not_text(bytes: &[u8], offset: usize) -> Fault {
-    let before = bytes.get(..offset).unwrap_or_default();
-    let line = before.split(|&octet| octet == b'\n');
+    let mut lines: Vec<_> = bytes.get(..offset).unwrap_or_default().split(|&octet| octet == b'\n').collect();
     Fault {
-        line: line.clone().count(),
-        column: line.last().map_or(0, <[u8]>::len) + 1,
+        line: lines.len(),
+        column: lines.pop().map_or(0, <[u8]>::len) + 1,
         key: String::new(),
         problem: "not UTF-8".to_owned(),
     }
@@ -336,6 +335,9 @@ fn selector(value: &Value<'_>, kind: DeviceType, suspicions: &mut Vec<Fault>) ->
                 "{address:?} matches nothing: write the address in full, such as 0000:3b:02.1"
             )));
         }
+    }
+    if let Some(value) = object.get("ddpProfiles").filter(|_| known.contains(&"ddpProfiles")) {
+        suspicions.push(value.fault("matches nothing: DDP profiles cannot be read yet"));
     }
     let vdpa_type = match object.get("vdpaType").filter(|_| known.contains(&"vdpaType")) {
         None => None,

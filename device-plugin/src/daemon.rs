@@ -1,0 +1,318 @@
+//! The running plugin: keeps the pools true to the machine and to the configuration, and serves each of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use host::{Netlink, Sysfs};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::allocations::Allocations;
+use crate::changes::{Change, Changes};
+use crate::cli::Options;
+use crate::config::{self, Conf, Fault, Resource};
+use crate::device::Device;
+use crate::discovery::{self, DefaultRoutes};
+use crate::kubelet::{Endpoint, Granter, Patience};
+use crate::pool::{self, Pool};
+use crate::{cdi, device_info};
+
+/// How long events may gather before they are looked at: a change of `sriov_numvfs` makes hundreds.
+const GATHER: Duration = Duration::from_millis(150);
+/// How often everything is looked at without any event.
+const REGULARLY: Duration = Duration::from_secs(30);
+/// How long a look at the devices waits for kubelet: a hung one must not delay it.
+const KUBELET_LIMIT: Duration = Duration::from_millis(500);
+/// How long all sockets together may take to close.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Configuration(#[from] config::Error),
+    #[error("cannot handle signals: {0}")]
+    Signals(#[from] std::io::Error),
+}
+
+/// Serves until a signal ends it.
+pub(crate) async fn run(options: &Options) -> Result<(), Error> {
+    let (conf, suspicions) = config::load(&options.config_file, &options.resource_prefix)?;
+    warn_of(&options.config_file, &suspicions);
+    let mut ending = Ending::new()?;
+    let mut reload = signal(SignalKind::hangup())?;
+    let changes = Changes::new(&options.config_file);
+    let mut daemon = Daemon::new(options, conf, changes);
+    daemon.scan().await;
+    let mut scan_at = None;
+    let mut regular_at = Instant::now() + REGULARLY;
+    loop {
+        tokio::select! {
+            () = ending.come() => break,
+            _ = reload.recv() => {
+                daemon.configuration_changed = true;
+                scan_at = Some(Instant::now());
+            }
+            change = daemon.changes.next() => {
+                daemon.configuration_changed |= change == Change::Configuration;
+                scan_at = scan_at.or_else(|| Some(Instant::now() + GATHER));
+            }
+            () = sleep_until(scan_at.unwrap_or(regular_at).min(regular_at)) => {
+                if Instant::now() >= regular_at {
+                    daemon.changes.mend();
+                    daemon.configuration_changed = true;
+                }
+                if daemon.configuration_changed {
+                    daemon.reload();
+                }
+                daemon.scan().await;
+                scan_at = None;
+                regular_at = Instant::now() + REGULARLY;
+            }
+        }
+    }
+    tracing::info!("stopping");
+    daemon.stop().await;
+    Ok(())
+}
+
+fn warn_of(file: &std::path::Path, suspicions: &[Fault]) {
+    for suspicion in suspicions {
+        tracing::warn!("configuration file {}:{suspicion}", file.display());
+    }
+}
+
+/// The signals that end the process.
+struct Ending([Signal; 3]);
+
+impl Ending {
+    fn new() -> std::io::Result<Self> {
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
+        let [terminate, interrupt, quit] = kinds.map(signal);
+        Ok(Self([terminate?, interrupt?, quit?]))
+    }
+
+    async fn come(&mut self) {
+        let [terminate, interrupt, quit] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
+        }
+    }
+}
+
+/// A pool that is being served.
+struct Served {
+    pool: watch::Sender<Arc<Pool>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+struct Daemon {
+    config_file: PathBuf,
+    resource_prefix: String,
+    conf: Conf,
+    configuration_changed: bool,
+    /// Why the present configuration file is not in use, so that it is said once.
+    rejected: Option<String>,
+    changes: Changes,
+    netlink: Option<Netlink>,
+    default_routes: DefaultRoutes,
+    granter: Arc<Granter>,
+    /// What containers hold, when kubelet last said so.
+    allocations: Option<Allocations>,
+    /// Resources whose stale files have been removed.
+    swept: BTreeSet<Resource>,
+    started: SystemTime,
+    served: BTreeMap<Resource, Served>,
+}
+
+impl Daemon {
+    fn new(options: &Options, conf: Conf, changes: Changes) -> Self {
+        let places = options.places.clone();
+        let granter = Granter {
+            sysfs: Sysfs::new(&places.sysfs),
+            device_info: device_info::Directory::new(places.device_info.clone()),
+            cdi: options.use_cdi.then(|| cdi::Directory::new(places.cdi.clone())),
+            places,
+        };
+        Self {
+            config_file: options.config_file.clone(),
+            resource_prefix: options.resource_prefix.clone(),
+            conf,
+            configuration_changed: false,
+            rejected: None,
+            changes,
+            netlink: None,
+            default_routes: DefaultRoutes::new(),
+            granter: Arc::new(granter),
+            allocations: None,
+            swept: BTreeSet::new(),
+            started: SystemTime::now(),
+            served: BTreeMap::new(),
+        }
+    }
+
+    /// Reads the configuration again. One that cannot be used changes nothing.
+    fn reload(&mut self) {
+        self.configuration_changed = false;
+        match config::load(&self.config_file, &self.resource_prefix) {
+            Ok((conf, suspicions)) => {
+                self.rejected = None;
+                if conf != self.conf {
+                    tracing::info!(pools = conf.pools.len(), "configuration changed");
+                    warn_of(&self.config_file, &suspicions);
+                    self.conf = conf;
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.rejected.as_ref() != Some(&error) {
+                    tracing::error!(error, "keeping the old configuration");
+                }
+                self.rejected = Some(error);
+            }
+        }
+    }
+
+    /// Looks at the machine, and tells kubelet what changed.
+    async fn scan(&mut self) {
+        self.ask_kubelet().await;
+        self.ask_for_routes().await;
+        let (sysfs, routes) = (self.granter.sysfs.clone(), self.default_routes.clone());
+        let scanned = tokio::task::spawn_blocking(move || discovery::scan(&sysfs, &routes)).await;
+        match scanned {
+            Ok(Ok(devices)) => self.publish(devices),
+            Ok(Err(error)) => tracing::error!(%error, "cannot scan the devices; keeping the old list"),
+            Err(error) => tracing::error!(%error, "the scan of the devices failed; keeping the old list"),
+        }
+        self.sweep();
+    }
+
+    async fn ask_kubelet(&mut self) {
+        let socket = self.granter.places.pod_resources_socket();
+        match timeout(KUBELET_LIMIT, Allocations::read(&socket)).await {
+            Ok(Ok(allocations)) => self.allocations = Some(allocations),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot ask kubelet what containers hold"),
+            Err(_) => tracing::debug!("kubelet is slow to say what containers hold"),
+        }
+    }
+
+    async fn ask_for_routes(&mut self) {
+        let asked = match &self.netlink {
+            Some(netlink) => discovery::default_routes(netlink).await,
+            None => match Netlink::connect() {
+                Ok(netlink) => discovery::default_routes(self.netlink.insert(netlink)).await,
+                Err(error) => Err(error),
+            },
+        };
+        match asked {
+            Ok(routes) => self.default_routes = routes,
+            Err(error) => {
+                tracing::error!(%error, "cannot ask for default routes; keeping what was known");
+                self.netlink = None;
+            }
+        }
+    }
+
+    fn publish(&mut self, devices: Vec<Device>) {
+        let nothing = Allocations::default();
+        let allocations = self.allocations.as_ref().unwrap_or(&nothing);
+        let (pools, _) = pool::sort(&self.conf, devices, allocations);
+        let wanted: BTreeSet<&Resource> = pools.iter().map(|pool| &pool.conf.resource).collect();
+        let gone: Vec<Resource> =
+            self.served.keys().filter(|resource| !wanted.contains(resource)).cloned().collect();
+        for resource in gone {
+            if let Some(served) = self.served.remove(&resource) {
+                tracing::info!(%resource, "no longer configured");
+                served.stop.cancel();
+            }
+        }
+        for pool in pools {
+            let resource = pool.conf.resource.clone();
+            match self.served.get(&resource) {
+                Some(served) => {
+                    let old = served.pool.borrow().clone();
+                    if *old != pool {
+                        log_difference(Some(&old), &pool);
+                        served.pool.send_replace(Arc::new(pool));
+                    }
+                }
+                None => {
+                    log_difference(None, &pool);
+                    let served = self.serve(pool);
+                    self.served.insert(resource, served);
+                }
+            }
+        }
+    }
+
+    fn serve(&self, pool: Pool) -> Served {
+        let pool = watch::Sender::new(Arc::new(pool));
+        let endpoint =
+            Endpoint { pool: pool.subscribe(), granter: self.granter.clone(), patience: Patience::default() };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(endpoint.run(stop.clone()));
+        Served { pool, stop, task }
+    }
+
+    /// Removes files of devices that nobody holds, once for each resource, and when it is known what is held.
+    fn sweep(&mut self) {
+        let Some(allocations) = &self.allocations else { return };
+        for served in self.served.values() {
+            let pool = served.pool.borrow().clone();
+            let resource = &pool.conf.resource;
+            if !self.swept.insert(resource.clone()) {
+                continue;
+            }
+            let held: BTreeSet<&str> = allocations.of(&resource.to_string()).map(|(id, _)| id).collect();
+            if let Err(error) = self.granter.restore(&pool, &held, self.started) {
+                tracing::error!(%resource, %error, "cannot tidy up what an earlier process left");
+            }
+        }
+    }
+
+    async fn stop(self) {
+        let mut tasks = Vec::new();
+        for served in self.served.into_values() {
+            served.stop.cancel();
+            tasks.push(served.task);
+        }
+        let all = async {
+            for task in tasks {
+                let _ = task.await;
+            }
+        };
+        if timeout(STOP_LIMIT, all).await.is_err() {
+            tracing::warn!("not all sockets closed in time");
+        }
+    }
+}
+
+/// Says what is new in a pool.
+fn log_difference(old: Option<&Pool>, new: &Pool) {
+    let resource = &new.conf.resource;
+    let none = BTreeMap::new();
+    let before = old.map_or(&none, |old| &old.offers);
+    for (id, offer) in &new.offers {
+        let health = |offer: &pool::Offer| offer.illness.as_ref().map(ToString::to_string);
+        match before.get(id) {
+            Some(old) if health(old) == health(offer) => {}
+            _ => match health(offer) {
+                None => tracing::debug!(%resource, device = id, "offered"),
+                Some(illness) => tracing::warn!(%resource, device = id, illness, "unhealthy"),
+            },
+        }
+    }
+    for id in before.keys().filter(|id| !new.offers.contains_key(*id)) {
+        tracing::debug!(%resource, device = id, "no longer offered");
+    }
+    let healthy = new.offers.values().filter(|offer| offer.illness.is_none()).count();
+    tracing::info!(%resource, devices = new.offers.len(), healthy, "pool");
+}

@@ -1,0 +1,13 @@
+//! The plugin as kubelet sees it: a socket per resource, the service behind it, and the way it is announced.
+
+mod backoff;
+mod endpoint;
+mod service;
+
+pub(crate) use endpoint::{Endpoint, Patience};
+pub(crate) use service::Granter;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
