@@ -121,7 +121,12 @@ impl Api {
     }
 
     /// POST to a collection.
-    pub(super) fn create(&mut self, scope: &Scope, mut body: Value, now: Timestamp) -> Result<Value, Failure> {
+    pub(super) fn create(
+        &mut self,
+        scope: &Scope,
+        mut body: Value,
+        now: Timestamp,
+    ) -> Result<Value, Failure> {
         rules::check_type(&scope.kind, &scope.version, &mut body)?;
         let birth = self.birth(now);
         let body = to_storage(scope, body);
@@ -248,7 +253,13 @@ impl Api {
     }
 
     /// POST to `pods/<name>/binding`.
-    pub(super) fn bind(&mut self, scope: &Scope, name: &str, binding: &Value, now: Timestamp) -> Result<Value, Failure> {
+    pub(super) fn bind(
+        &mut self,
+        scope: &Scope,
+        name: &str,
+        binding: &Value,
+        now: Timestamp,
+    ) -> Result<Value, Failure> {
         if meta::text(binding, "name") != name {
             return Err(Failure::bad_request("name in URL does not match name in Binding object"));
         }
@@ -324,7 +335,7 @@ impl Api {
             let Some(shorter) = asked.filter(|&asked| asked < granted) else { return Arc::clone(pod) };
             let mut marked = Value::clone(pod);
             let end = meta::text(pod, "deletionTimestamp").parse::<Timestamp>().unwrap_or(now);
-            let end = end.checked_sub(SignedDuration::from_secs(granted - shorter)).unwrap_or(now);
+            let end = end.checked_sub(SignedDuration::from_secs(granted.saturating_sub(shorter))).unwrap_or(now);
             meta::set(&mut marked, "deletionTimestamp", seconds(end));
             meta::set(&mut marked, "deletionGracePeriodSeconds", shorter);
             self.store.put(key.clone(), marked)

@@ -46,7 +46,8 @@ fn groups(kinds: &Kinds) -> BTreeMap<String, Value> {
                 .iter()
                 .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
                 .collect();
-            let described = json!({"name": group, "versions": versions, "preferredVersion": versions.first()});
+            let described =
+                json!({"name": group, "versions": versions, "preferredVersion": versions.first()});
             (group, described)
         })
         .collect()

@@ -74,8 +74,11 @@ impl Failure {
 
     /// 404: no such object.
     pub(super) fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified()))
-            .about(name, &kind.group, &kind.plural)
+        Self::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified())).about(
+            name,
+            &kind.group,
+            &kind.plural,
+        )
     }
 
     /// 404: no such namespace to create an object in.
@@ -90,8 +93,11 @@ impl Failure {
 
     /// 409: an object of that name is there already.
     pub(super) fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", kind.qualified()))
-            .about(name, &kind.group, &kind.plural)
+        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", kind.qualified())).about(
+            name,
+            &kind.group,
+            &kind.plural,
+        )
     }
 
     /// 409: the object is not what the writer believes it to be.
@@ -133,8 +139,10 @@ impl Failure {
 
     /// 422: a kind that may only be replaced knowingly was sent without a resourceVersion.
     pub(super) fn version_required(kind: &Kind, name: &str) -> Self {
-        let causes =
-            [Cause::invalid("metadata.resourceVersion", "Invalid value: 0x0: must be specified for an update")];
+        let causes = [Cause::invalid(
+            "metadata.resourceVersion",
+            "Invalid value: 0x0: must be specified for an update",
+        )];
         Self::invalid_as(&kind.qualified(), &kind.plural, kind, name, &causes)
     }
 
@@ -150,11 +158,8 @@ impl Failure {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let mut failure = Self::new(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {said}")).about(
-            name,
-            &kind.group,
-            details_kind,
-        );
+        let mut failure = Self::new(422, "Invalid", format!("{qualified} \"{name}\" is invalid: {said}"))
+            .about(name, &kind.group, details_kind);
         let causes: Vec<Value> = causes
             .iter()
             .map(|cause| json!({"reason": cause.reason, "message": cause.message, "field": cause.field}))
@@ -196,8 +201,7 @@ impl Failure {
         } else {
             format!("in the namespace \"{namespace}\"")
         };
-        let qualified =
-            if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
+        let qualified = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
         Self::new(
             403,
             "Forbidden",
@@ -244,7 +248,9 @@ impl Failure {
         Self::new(
             415,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format - accepted media types include: {accepted}"),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {accepted}"
+            ),
         )
     }
 
@@ -280,7 +286,10 @@ impl Failure {
             403 => ("Forbidden", "forbidden: injected by the test"),
             404 => ("NotFound", "the server could not find the requested resource"),
             409 => ("Conflict", "Operation cannot be fulfilled: injected by the test"),
-            429 => ("TooManyRequests", "the server has received too many requests and has asked us to try again later"),
+            429 => (
+                "TooManyRequests",
+                "the server has received too many requests and has asked us to try again later",
+            ),
             503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
             504 => ("Timeout", "Timeout: request did not complete within requested timeout"),
             _ => ("InternalError", "Internal error occurred: injected by the test"),

@@ -52,7 +52,8 @@ pub(super) async fn answer(
     let Some(verb) = url::verb(parts.method.as_str(), place.as_ref(), &query) else {
         return Ok(refuse(&Failure::method_not_allowed()));
     };
-    let user = shared.user(parts.headers.get(AUTHORIZATION).map(|value| value.as_bytes()), certified.as_deref());
+    let user =
+        shared.user(parts.headers.get(AUTHORIZATION).map(|value| value.as_bytes()), certified.as_deref());
     let mut entry = Request::new(verb, &path, text, place.as_ref());
     entry.user = user.as_ref().ok().cloned().flatten().unwrap_or_default();
     entry.user_agent = header(&parts.headers, USER_AGENT.as_str()).to_owned();
@@ -124,8 +125,9 @@ impl Asked<'_> {
                 return Err(failure);
             }
         }
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::bad_request(format!("couldn't get version/kind; json parse error: {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Failure::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
+        })
     }
 
     fn delete_options(&self) -> Result<DeleteOptions, Failure> {
@@ -162,12 +164,13 @@ fn serve(shared: &Arc<Shared>, asked: Asked<'_>) -> Response<Body> {
                 (true, true) => place.name.is_empty(),
                 (namespaced, named) => namespaced != named,
             };
-            let served = kind.version(&place.version).is_some_and(|version| match place.subresource.as_str() {
-                "" => true,
-                "status" => version.status,
-                "binding" | "eviction" => kind.nature == Nature::Pod,
-                _ => false,
-            });
+            let served =
+                kind.version(&place.version).is_some_and(|version| match place.subresource.as_str() {
+                    "" => true,
+                    "status" => version.status,
+                    "binding" | "eviction" => kind.nature == Nature::Pod,
+                    _ => false,
+                });
             (reached && served).then(|| Scope {
                 kind,
                 version: place.version.clone(),
@@ -263,7 +266,8 @@ fn version() -> Value {
 
 /// Streams a watch until the client leaves, its time is up, or the server drops its watches.
 fn follow(shared: &Arc<Shared>, watch: Watch, query: &Query) -> Response<Body> {
-    let deadline = query.get("timeoutSeconds").parse().ok().map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline =
+        query.get("timeoutSeconds").parse().ok().map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let bookmarks = query.is_true("allowWatchBookmarks");
     let followed = Followed {
         revisions: shared.revisions.subscribe(),

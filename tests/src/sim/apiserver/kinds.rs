@@ -74,7 +74,14 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    fn builtin(group: &str, version: &str, kind: &str, plural: &str, short: &[&str], namespaced: bool) -> Self {
+    fn builtin(
+        group: &str,
+        version: &str,
+        kind: &str,
+        plural: &str,
+        short: &[&str],
+        namespaced: bool,
+    ) -> Self {
         Self {
             group: group.to_owned(),
             kind: kind.to_owned(),

@@ -46,7 +46,9 @@ impl Api {
         let token = match query.get("continue") {
             "" => None,
             _ if asked.is_some() => {
-                return Err(Failure::bad_request("specifying resource version is not allowed when using continue"));
+                return Err(Failure::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
             }
             text => Some(parse_token(text)?),
         };
@@ -101,7 +103,8 @@ impl Api {
 impl Page {
     /// Namespace and name of the objects.
     pub(super) fn names(&self) -> Vec<(String, String)> {
-        let name = |item: &Value| (meta::text(item, "namespace").to_owned(), meta::text(item, "name").to_owned());
+        let name =
+            |item: &Value| (meta::text(item, "namespace").to_owned(), meta::text(item, "name").to_owned());
         self.items.iter().map(name).collect()
     }
 

@@ -46,7 +46,12 @@ pub(super) fn map(object: &mut Value) -> Option<&mut Map<String, Value>> {
 
 /// Finalizers, in order.
 pub(super) fn finalizers(object: &Value) -> Vec<&str> {
-    get(object, "finalizers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+    get(object, "finalizers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 /// Whether deletion has begun.

@@ -139,7 +139,10 @@ impl Shared {
     fn user(&self, authorization: Option<&[u8]>, certified: Option<&str>) -> Result<Option<String>, ()> {
         let bearer = authorization.map(|value| {
             let value = std::str::from_utf8(value).unwrap_or_default();
-            value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token)
+            value
+                .split_once(' ')
+                .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+                .map(|(_, token)| token)
         });
         match (certified, bearer) {
             (Some(user), _) => Ok(Some(user.to_owned())),
@@ -277,14 +280,16 @@ impl ApiServer {
         )
     }
 
-    /// A client of this server.
+    /// A client of this server that does not retry: a test sees every refusal.
     ///
     /// # Errors
     /// If `kube` cannot make one.
     pub async fn client(&self) -> Result<kube::Client, Box<dyn std::error::Error + Send + Sync>> {
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&self.kubeconfig(None))?;
         let options = kube::config::KubeConfigOptions::default();
-        Ok(kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?.try_into()?)
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        config.default_retry = false;
+        Ok(config.try_into()?)
     }
 
     /// Serves the kind that a CustomResourceDefinition (apiextensions v1) describes, without a request.

@@ -25,7 +25,8 @@ const STRATEGIC: &str = "application/strategic-merge-patch+json";
 impl Patch {
     /// Reads the body of a PATCH request by its media type.
     pub(super) fn parse(media_type: &str, body: &[u8], custom: bool) -> Result<Self, Failure> {
-        let broken = |error: serde_json::Error| Failure::bad_request(format!("error decoding patch: {error}"));
+        let broken =
+            |error: serde_json::Error| Failure::bad_request(format!("error decoding patch: {error}"));
         match media_type {
             MERGE => Ok(Self::Merge(serde_json::from_slice(body).map_err(broken)?)),
             STRATEGIC if !custom => Ok(Self::Strategic(serde_json::from_slice(body).map_err(broken)?)),
@@ -36,7 +37,9 @@ impl Patch {
                         "json: cannot unmarshal object into Go value of type jsonpatch.Patch",
                     ));
                 }
-                serde_json::from_value(operations).map(Self::Json).map_err(|_| Failure::patch_does_not_apply())
+                serde_json::from_value(operations)
+                    .map(Self::Json)
+                    .map_err(|_| Failure::patch_does_not_apply())
             }
             _ if custom => Err(Failure::unsupported_media_type(&[JSON, MERGE])),
             _ => Err(Failure::unsupported_media_type(&[JSON, MERGE, STRATEGIC])),
@@ -101,7 +104,8 @@ fn merge_strategically(target: &mut Value, patch: &Map<String, Value>) {
                 match (merge_key, list) {
                     (Some(by), Value::Array(list)) => merge_list(list, items, by),
                     (None, Value::Array(list)) if key == "finalizers" => {
-                        let added: Vec<_> = items.iter().filter(|item| !list.contains(item)).cloned().collect();
+                        let added: Vec<_> =
+                            items.iter().filter(|item| !list.contains(item)).cloned().collect();
                         list.extend(added);
                     }
                     (_, list) => *list = Value::Array(items.clone()),
@@ -167,7 +171,8 @@ mod tests {
 
     #[test]
     fn strategic_merge_deletes_and_replaces_by_directive() {
-        let object = json!({"conditions": [{"type": "a"}, {"type": "b"}], "data": {"x": 1}, "finalizers": ["f"]});
+        let object =
+            json!({"conditions": [{"type": "a"}, {"type": "b"}], "data": {"x": 1}, "finalizers": ["f"]});
         let patch = json!({
             "conditions": [{"type": "a", "$patch": "delete"}, {"type": "z", "$patch": "delete"}],
             "$setElementOrder/conditions": [{"type": "b"}],
@@ -184,9 +189,14 @@ mod tests {
     fn a_json_patch_applies_as_a_whole_or_not_at_all() {
         let object = json!({"spec": {"a": 1}});
         let table = [
-            (json!([{"op": "test", "path": "/spec/a", "value": 1}, {"op": "add", "path": "/spec/b", "value": 2}]),
-             Ok(json!({"spec": {"a": 1, "b": 2}}))),
-            (json!([{"op": "add", "path": "/spec/b", "value": 2}, {"op": "test", "path": "/spec/a", "value": 9}]), Err(422)),
+            (
+                json!([{"op": "test", "path": "/spec/a", "value": 1}, {"op": "add", "path": "/spec/b", "value": 2}]),
+                Ok(json!({"spec": {"a": 1, "b": 2}})),
+            ),
+            (
+                json!([{"op": "add", "path": "/spec/b", "value": 2}, {"op": "test", "path": "/spec/a", "value": 9}]),
+                Err(422),
+            ),
             (json!([{"op": "test", "path": "/spec/none", "value": 9}]), Err(422)),
             (json!([{"op": "remove", "path": "/spec/none"}]), Err(422)),
             (json!([{"op": "add", "path": "/none/x", "value": 1}]), Err(422)),

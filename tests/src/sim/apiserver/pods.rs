@@ -34,7 +34,8 @@ pub(super) fn default(pod: &mut Value) {
 fn default_container(container: &mut Map<String, Value>) {
     let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
     let tag = image.rsplit('/').next().and_then(|last| last.split_once(':')).map(|(_, tag)| tag);
-    let policy = if matches!(tag, None | Some("latest")) && !image.contains('@') { "Always" } else { "IfNotPresent" };
+    let policy =
+        if matches!(tag, None | Some("latest")) && !image.contains('@') { "Always" } else { "IfNotPresent" };
     for (key, value) in [
         ("imagePullPolicy", json!(policy)),
         ("resources", json!({})),
@@ -84,7 +85,9 @@ pub(super) fn initial_status(pod: &Value) -> Value {
         })
     });
     let best_effort = all(&|container| {
-        !["cpu", "memory"].iter().any(|resource| has(container, "limits", resource) || has(container, "requests", resource))
+        !["cpu", "memory"]
+            .iter()
+            .any(|resource| has(container, "limits", resource) || has(container, "requests", resource))
     });
     let class = match (guaranteed, best_effort) {
         (true, _) => "Guaranteed",
@@ -128,9 +131,8 @@ pub(super) fn check_spec_change(kind: &Kind, old: &Value, new: &Value) -> Result
         }
         spec
     };
-    let tolerations = |pod: &Value| {
-        pod.pointer("/spec/tolerations").and_then(Value::as_array).cloned().unwrap_or_default()
-    };
+    let tolerations =
+        |pod: &Value| pod.pointer("/spec/tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
     let kept = tolerations(old).iter().all(|toleration| tolerations(new).contains(toleration));
     if fixed(old) == fixed(new) && kept {
         return Ok(());
@@ -143,9 +145,9 @@ pub(super) fn check_spec_change(kind: &Kind, old: &Value, new: &Value) -> Result
 
 /// Seconds that a pod gets to end: none if nothing runs or ran out, else what was asked, else what its spec says.
 pub(super) fn grace_period(pod: &Value, asked: Option<i64>) -> i64 {
-    let scheduled = pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
-    let ended =
-        matches!(pod.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
+    let scheduled =
+        pod.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
+    let ended = matches!(pod.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
     if !scheduled || ended {
         return 0;
     }
@@ -155,7 +157,8 @@ pub(super) fn grace_period(pod: &Value, asked: Option<i64>) -> i64 {
 /// The pod as `POST pods/<name>/binding` leaves it.
 pub(super) fn bind(pod: &Value, binding: &Value, now: &str) -> Result<Value, Failure> {
     let name = meta::text(pod, "name");
-    if let Some(node) = pod.pointer("/spec/nodeName").and_then(Value::as_str).filter(|node| !node.is_empty()) {
+    if let Some(node) = pod.pointer("/spec/nodeName").and_then(Value::as_str).filter(|node| !node.is_empty())
+    {
         return Err(Failure::already_bound(name, node));
     }
     let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default();
@@ -175,7 +178,8 @@ pub(super) fn bind(pod: &Value, binding: &Value, now: &str) -> Result<Value, Fai
     if let Some(Value::Object(status)) = bound.get_mut("status") {
         let conditions = status.entry("conditions").or_insert_with(|| json!([]));
         if let Value::Array(conditions) = conditions {
-            conditions.retain(|condition| condition.get("type").and_then(Value::as_str) != Some("PodScheduled"));
+            conditions
+                .retain(|condition| condition.get("type").and_then(Value::as_str) != Some("PodScheduled"));
             conditions.push(json!({
                 "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
             }));
@@ -190,9 +194,7 @@ mod tests {
 
     #[test]
     fn grace_depends_on_what_runs() {
-        let pod = |node: &str, phase: &str| {
-            json!({"spec": {"nodeName": node, "terminationGracePeriodSeconds": 7}, "status": {"phase": phase}})
-        };
+        let pod = |node: &str, phase: &str| json!({"spec": {"nodeName": node, "terminationGracePeriodSeconds": 7}, "status": {"phase": phase}});
         let table = [
             (pod("", "Pending"), None, 0),
             (pod("n", "Pending"), None, 7),

@@ -83,7 +83,8 @@ pub(super) fn create(
         }
         meta::set(&mut object, "name", format!("{prefix}{}", birth.suffix));
     }
-    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"]
+    {
         meta::unset(&mut object, key);
     }
     meta::set(&mut object, "uid", birth.uid.as_str());
@@ -117,7 +118,7 @@ pub(super) fn create(
     let mut causes = metadata_faults(kind, &object);
     match kind.nature {
         Nature::Pod => causes.extend(pods::faults(&object)),
-        Nature::Event => causes.extend(event_faults(&object)),
+        Nature::Event => causes.extend(events::faults(&object, !kind.group.is_empty())),
         Nature::Definition => causes.extend(definition_faults(&object)),
         _ => {}
     }
@@ -153,7 +154,14 @@ pub(super) fn update(
     check_uid(kind, old, &new, via)?;
     check_version(kind, old, &new, via)?;
 
-    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion"] {
+    for key in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
+    ] {
         meta::copy(&mut new, old, key);
     }
     for key in ["selfLink", "managedFields"] {
@@ -210,7 +218,10 @@ pub(super) fn update(
     if kind.nature == Nature::Pod && part == Part::Main {
         pods::check_spec_change(kind, old, &new)?;
     }
-    if matches!(kind.nature, Nature::Custom | Nature::Definition) && part == Part::Main && desired(old) != desired(&new) {
+    if matches!(kind.nature, Nature::Custom | Nature::Definition)
+        && part == Part::Main
+        && desired(old) != desired(&new)
+    {
         let generation = meta::get(old, "generation").and_then(Value::as_i64).unwrap_or(0);
         meta::set(&mut new, "generation", generation + 1);
     }
@@ -335,9 +346,7 @@ fn default_definition(definition: &mut Value) {
 /// The status that the definition gets as soon as its kind is served.
 pub(super) fn established(definition: &Value, now: &str) -> Value {
     let mut served = definition.clone();
-    let condition = |kind: &str, reason: &str, message: &str| {
-        json!({"type": kind, "status": "True", "lastTransitionTime": now, "reason": reason, "message": message})
-    };
+    let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "True", "lastTransitionTime": now, "reason": reason, "message": message});
     let storage: Vec<Value> = definition
         .pointer("/spec/versions")
         .and_then(Value::as_array)
@@ -379,17 +388,6 @@ fn definition_faults(definition: &Value) -> Vec<Cause> {
     faults
 }
 
-fn event_faults(event: &Value) -> Vec<Cause> {
-    let about = event.pointer("/involvedObject/namespace").and_then(Value::as_str).unwrap_or_default();
-    let namespace = meta::text(event, "namespace");
-    // Events about objects of the cluster go to "default".
-    if about == namespace || (about.is_empty() && namespace == "default") {
-        return Vec::new();
-    }
-    let why = format!("Invalid value: \"{about}\": does not match event.namespace");
-    vec![Cause::invalid("involvedObject.namespace", why)]
-}
-
 fn metadata_faults(kind: &Kind, object: &Value) -> Vec<Cause> {
     let mut faults = Vec::new();
     let name = meta::text(object, "name");
@@ -411,7 +409,9 @@ fn metadata_faults(kind: &Kind, object: &Value) -> Vec<Cause> {
                     }
                 }
             }
-            Some(_) => faults.push(Cause::invalid(format!("metadata.{field}"), "Invalid value: must be a map")),
+            Some(_) => {
+                faults.push(Cause::invalid(format!("metadata.{field}"), "Invalid value: must be a map"))
+            }
         }
     }
     for finalizer in meta::finalizers(object) {
@@ -458,7 +458,8 @@ mod tests {
 
     #[test]
     fn creation_names_places_and_dates_an_object() {
-        let made = configmap(json!({"generateName": "x-", "uid": "mine", "deletionTimestamp": "then"})).unwrap();
+        let made =
+            configmap(json!({"generateName": "x-", "uid": "mine", "deletionTimestamp": "then"})).unwrap();
         assert_eq!(
             made["metadata"],
             json!({

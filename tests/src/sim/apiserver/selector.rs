@@ -86,7 +86,9 @@ fn requirement(text: &str) -> Result<Requirement, String> {
     let words = |text: &str, word: &str| -> Option<(String, String)> {
         let (left, right) = text.split_once(char::is_whitespace)?;
         let right = right.trim_start().strip_prefix(word)?;
-        right.starts_with(|c: char| c.is_whitespace() || c == '(').then(|| (left.to_owned(), right.to_owned()))
+        right
+            .starts_with(|c: char| c.is_whitespace() || c == '(')
+            .then(|| (left.to_owned(), right.to_owned()))
     };
     if let Some(rest) = text.strip_prefix('!') {
         return Ok(Requirement::Missing(key(rest)?));
@@ -263,7 +265,11 @@ mod tests {
             assert_eq!(Fields::parse(selector, &pods, "v1").unwrap().matches(&pod), expected, "{selector}");
         }
         for refused in ["spec.foo=x", "metadata.labels=x", "metadata.name"] {
-            assert_eq!(Fields::parse(refused, &pods, "v1").map_err(|failure| failure.code), Err(400), "{refused}");
+            assert_eq!(
+                Fields::parse(refused, &pods, "v1").map_err(|failure| failure.code),
+                Err(400),
+                "{refused}"
+            );
         }
     }
 }

@@ -180,11 +180,7 @@ mod tests {
 
     fn key(name: &str) -> Key {
         let (namespace, name) = name.split_once('/').unwrap();
-        Key {
-            resource: ResourceId::new("", "pods"),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        }
+        Key { resource: ResourceId::new("", "pods"), namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
     fn names(objects: impl IntoIterator<Item = Key>) -> Vec<String> {

@@ -33,7 +33,8 @@ pub(super) fn make(user: &str) -> io::Result<(Identity, Arc<ServerConfig>)> {
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(io::Error::other)?)
         .map_err(io::Error::other)?;
 
-    let names = ["127.0.0.1", "::1", "10.0.2.2", "10.96.0.1", "localhost", "kubernetes", "kubernetes.default.svc"];
+    let names =
+        ["127.0.0.1", "::1", "10.0.2.2", "10.96.0.1", "localhost", "kubernetes", "kubernetes.default.svc"];
     let names: Vec<String> = names.map(str::to_owned).into();
     let mut params = CertificateParams::new(names).map_err(io::Error::other)?;
     params.distinguished_name = named("podrail-sim-apiserver");
@@ -63,11 +64,8 @@ pub(super) fn make(user: &str) -> io::Result<(Identity, Arc<ServerConfig>)> {
         .map_err(io::Error::other)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
 
-    let identity = Identity {
-        ca_pem: ca.pem(),
-        client_pem: client.pem(),
-        client_key_pem: client_key.serialize_pem(),
-    };
+    let identity =
+        Identity { ca_pem: ca.pem(), client_pem: client.pem(), client_key_pem: client_key.serialize_pem() };
     Ok((identity, Arc::new(config)))
 }
 

@@ -154,8 +154,15 @@ mod tests {
         for (path, expected) in table {
             let place = Place::parse(path);
             let found = place.as_ref().map(|place| {
-                [&place.group, &place.version, &place.namespace, &place.resource, &place.name, &place.subresource]
-                    .map(String::as_str)
+                [
+                    &place.group,
+                    &place.version,
+                    &place.namespace,
+                    &place.resource,
+                    &place.name,
+                    &place.subresource,
+                ]
+                .map(String::as_str)
             });
             assert_eq!(found, expected, "{path}");
         }
