@@ -192,7 +192,16 @@ impl PciDevice {
     /// # Errors
     /// The directory cannot be listed.
     pub fn netdevs(&self) -> Result<Vec<String>> {
-        names_in(&self.path().join("net"))
+        let names = names_in(&self.path().join("net"))?;
+        if !names.is_empty() || self.driver()?.as_deref() != Some("virtio-pci") {
+            return Ok(names);
+        }
+        // A virtio device stands on a bus of its own between the function and its network device.
+        let mut names = Vec::new();
+        for child in names_in(&self.path())?.iter().filter(|name| name.starts_with("virtio")) {
+            names.extend(names_in(&self.path().join(child).join("net"))?);
+        }
+        Ok(names)
     }
 
     /// The network device that stands for the function itself.
@@ -372,6 +381,15 @@ mod tests {
             let pf = fake.sysfs().pci_device(address("0000:3b:00.0")).unwrap();
             assert_eq!(pf.main_netdev().unwrap().as_deref(), main, "{ports:?}");
         }
+    }
+
+    #[test]
+    fn a_virtio_function_has_the_netdev_of_its_child() {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:00:03.0").driver("virtio-pci").attribute("virtio2/net/eth0/type", "1");
+        let device = fake.sysfs().pci_device(address("0000:00:03.0")).unwrap();
+        assert_eq!(device.netdevs().unwrap(), ["eth0"]);
+        assert_eq!(device.main_netdev().unwrap().as_deref(), Some("eth0"));
     }
 
     #[test]
