@@ -79,7 +79,7 @@ fn release_cached(conf: &Conf, request: &Request) -> Result<(), Error> {
     let runtime = conf.runtime();
     let cached = runtime.cache().attachments(Some(&request.container_id)).map_err(Error::Conf)?;
     if cached.is_empty() {
-        tracing::info!("nothing is known of container {}: nothing to delete", request.container_id);
+        tracing::debug!("nothing is known of container {}: nothing to delete", request.container_id);
     }
     let mut errors = Vec::new();
     for cached in cached {

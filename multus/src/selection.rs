@@ -8,7 +8,6 @@ use std::fmt;
 use std::net::IpAddr;
 
 use cni::Object;
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// One network that a pod selects.
@@ -284,7 +283,7 @@ fn validate(selection: &Selection) -> Result<(), SelectionError> {
     let network = || selection.to_string();
     for ip in &selection.ips {
         if ip.contains('/') {
-            if ip.parse::<IpNet>().is_err() {
+            if cni::parse_cidr(ip).is_none() {
                 return Err(SelectionError::Cidr { ip: ip.clone(), network: network() });
             }
         } else if ip.parse::<IpAddr>().is_err() {
@@ -407,6 +406,7 @@ mod tests {
                 r#"[{"name": "a", "ips": ["10.0.0.1/33"]}]"#,
                 "failed to parse CIDR \"10.0.0.1/33\" of network a",
             ),
+            (r#"[{"name": "a", "ips": ["010.0.0.1/8"]}]"#, "failed to parse CIDR \"010.0.0.1/8\""),
             (r#"[{"name": "a", "ips": ["10.0.0"]}]"#, "failed to parse IP address \"10.0.0\" of network a"),
             (r#"[{"name": "a", "mac": "c2:b0"}]"#, "failed to mac"),
             (r#"[{"name": "a", "infiniband-guid": "c2:b0:57:49:47:f1"}]"#, "infiniband GUID"),

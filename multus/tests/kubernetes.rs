@@ -479,6 +479,25 @@ fn a_status_that_cannot_be_written_undoes_all() {
 }
 
 #[test]
+fn a_token_may_be_in_a_file_of_its_own() {
+    Cluster::run(async |cluster| {
+        let uid = cluster.pod(json!({})).await;
+        let (kubeconfig, token) = (cluster.node.path("kubeconfig"), cluster.node.path("token"));
+        let text = std::fs::read_to_string(&kubeconfig).unwrap();
+        let inline = format!("token: \"{}\"", cluster.server.token());
+        assert!(text.contains(&inline), "{text}");
+        std::fs::write(&kubeconfig, text.replace(&inline, &format!("tokenFile: {}", token.display())))
+            .unwrap();
+        std::fs::write(&token, cluster.server.token()).unwrap();
+        cluster.add(&uid).await;
+        cluster.del(&uid);
+        std::fs::write(&kubeconfig, "not: [a kubeconfig").unwrap();
+        let error = cluster.refused(&uid).await;
+        assert!(error.starts_with("cannot talk to Kubernetes by kubeconfig /"), "{error}");
+    });
+}
+
+#[test]
 fn refused_credentials_are_told_at_once() {
     Cluster::run(async |cluster| {
         let uid = cluster.pod(json!({})).await;
