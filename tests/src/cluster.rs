@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
@@ -354,9 +354,10 @@ impl Cluster {
 
     async fn node(&self) -> Result<Node> {
         let mut nodes = self.nodes.list(&ListParams::default()).await.context("list nodes")?.items;
-        match (nodes.pop(), nodes.len()) {
-            (Some(node), 0) => Ok(node),
-            (_, others) => Err(anyhow!("{} nodes instead of one", others)),
-        }
+        let count = nodes.len();
+        nodes
+            .pop()
+            .filter(|_| count == 1)
+            .with_context(|| format!("the cluster has {count} nodes instead of one"))
     }
 }

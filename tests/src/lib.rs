@@ -4,10 +4,16 @@
 //! the suite can be pointed at any implementation of them.
 
 pub mod cluster;
+pub mod demo;
 pub mod inside;
 pub mod node;
 pub mod pod;
 pub mod prepare;
+pub mod run;
+pub mod scenarios;
+pub mod session;
 pub mod sim;
+pub mod table;
+pub mod testpmd;
 pub mod vfs;
 pub mod wait;

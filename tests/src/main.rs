@@ -1,1 +1,129 @@
-fn main() {}
+//! `podrail-e2e`: the conformance suite and the demo, run on the node itself.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use e2e::node::Grade;
+use e2e::prepare::Sources;
+use e2e::session::Setup;
+use e2e::{demo, run, scenarios, sim};
+use tracing_subscriber::EnvFilter;
+
+/// Shows that pods get SR-IOV virtual functions as they should. Runs as root on the node, whose files it changes.
+#[derive(Debug, Parser)]
+#[command(name = "podrail-e2e", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs the scenarios; the last line is "N passed, N failed".
+    Scenarios {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// Runs only the scenarios with this text in their name.
+        #[arg(long, default_value = "")]
+        filter: String,
+        /// Writes what came of each scenario as JSON.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
+    /// Names the scenarios.
+    List,
+    /// Tells the story of a pod that gets a VF.
+    Demo {
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Starts a container of the simulated runtime.
+    #[command(hide = true)]
+    SimContainer {
+        /// What to start.
+        bundle: PathBuf,
+    },
+    /// Is the first process of a container of the simulated runtime.
+    #[command(hide = true)]
+    SimInit {
+        /// What to become.
+        bundle: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// What surrounds the programs under test.
+    #[arg(long, value_enum, default_value = "sim")]
+    node: NodeKind,
+    /// Folder with multus, sriov and the device plugin.
+    #[arg(long, value_name = "DIR")]
+    programs: PathBuf,
+    /// Folder with the reference CNI plugins.
+    #[arg(long, value_name = "DIR", default_value = "/usr/lib/cni")]
+    reference: PathBuf,
+    /// The cluster, for --node kubernetes.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// How many VFs are bound to vfio-pci.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    vfio: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum NodeKind {
+    /// Stand-ins for API server, kubelet and containerd, in this process.
+    Sim,
+    /// The Kubernetes that `hack/kubernetes up` started.
+    Kubernetes,
+}
+
+impl NodeArgs {
+    fn setup(self) -> Setup {
+        Setup {
+            grade: match self.node {
+                NodeKind::Sim => Grade::Simulated,
+                NodeKind::Kubernetes => Grade::Kubernetes,
+            },
+            kubeconfig: self.kubeconfig,
+            sources: Sources { programs: self.programs, reference: self.reference, vfio: self.vfio },
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match act(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("podrail-e2e: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        // Namespaces are entered before any other thread exists.
+        Verb::SimContainer { bundle } => Ok(sim::runtime::supervise(&bundle)?.into()),
+        Verb::SimInit { bundle } => sim::runtime::init(&bundle).map(|()| ExitCode::SUCCESS),
+        Verb::List => {
+            for scenario in scenarios::ALL {
+                println!("{}", scenario.name);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Scenarios { node, filter, report } => {
+            let passed = block_on(run::run(&node.setup(), scenarios::ALL, &filter, report.as_deref()))?;
+            Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Demo { node } => block_on(demo::tell(&node.setup())).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let filter = EnvFilter::try_from_env("PODRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}

@@ -40,7 +40,7 @@ impl PodSpec {
     }
 
     /// With the networks annotation, in either of its grammars.
-    pub fn networks(mut self, annotation: impl ToString) -> PodSpec {
+    pub fn networks(mut self, annotation: &(impl ToString + ?Sized)) -> PodSpec {
         self.networks = Some(annotation.to_string());
         self
     }

@@ -42,7 +42,8 @@ impl KubeNode {
             .with_context(|| format!("read {}", self.kubeconfig.display()))?;
         let server = read.clusters.first().and_then(|named| named.cluster.as_ref()).cloned();
         let server = server.context("the kubeconfig names no cluster")?;
-        let config = Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await?;
+        let config =
+            Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default()).await?;
         let client = Client::try_from(config)?;
         let documents: Vec<DynamicObject> =
             serde_saphyr::from_multiple(RBAC).context("decode multus-rbac.yaml")?;
@@ -61,7 +62,9 @@ impl KubeNode {
         let token = answer.status.context("a token request without a token")?.token;
         let authority = match (&server.certificate_authority_data, &server.certificate_authority) {
             (Some(data), _) => data.clone(),
-            (None, Some(path)) => STANDARD.encode(std::fs::read(path).with_context(|| format!("read {path}"))?),
+            (None, Some(path)) => {
+                STANDARD.encode(std::fs::read(path).with_context(|| format!("read {path}"))?)
+            }
             (None, None) => String::new(),
         };
         // JSON is YAML.

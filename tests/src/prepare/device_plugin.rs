@@ -38,7 +38,8 @@ impl DevicePlugin {
     pub(super) fn start(programs: &Path, drivers: &[String]) -> Result<DevicePlugin> {
         let candidates = NAMES.map(|name| programs.join(name));
         let found = candidates.iter().find(|path| path.is_file());
-        let program = found.with_context(|| format!("no program {} in {}", NAMES.join(" or "), programs.display()))?;
+        let program =
+            found.with_context(|| format!("no program {} in {}", NAMES.join(" or "), programs.display()))?;
         write_config(Path::new(CONFIG), &config(drivers).to_string())?;
         Ok(DevicePlugin { program: program.clone(), child: spawn(program)? })
     }
@@ -86,7 +87,8 @@ impl DevicePlugin {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => {
-                let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+                let how =
+                    status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
                 bail!("the device plugin has ended ({how}); see {LOG}")
             }
         }
@@ -120,8 +122,9 @@ impl DevicePlugin {
 
 impl Drop for DevicePlugin {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.end(Signal::SIGTERM).map(drop).or_else(|_| Ok::<_, std::io::Error>(self.child.kill()?));
+        if matches!(self.child.try_wait(), Ok(None)) && self.end(Signal::SIGTERM).is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
     }
 }
@@ -147,7 +150,8 @@ fn config(drivers: &[String]) -> Value {
 fn spawn(program: &Path) -> Result<Child> {
     let folder = Path::new(LOG).parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let log = fs::OpenOptions::new().create(true).append(true).open(LOG).with_context(|| format!("open {LOG}"))?;
+    let log =
+        fs::OpenOptions::new().create(true).append(true).open(LOG).with_context(|| format!("open {LOG}"))?;
     command(program, Path::new(CONFIG))
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -49,11 +49,21 @@ pub fn prepare(
 ) -> Result<Prepared> {
     ensure!(nix::unistd::geteuid().is_root(), "a node can be prepared by root only");
     let installed = programs::install(sources, Path::new("/opt/cni/bin"))?;
-    tell(format!("{} CNI plugins in /opt/cni/bin, among them multus and sriov from {}", installed, sources.programs.display()));
+    tell(format!(
+        "{} CNI plugins in /opt/cni/bin, among them multus and sriov from {}",
+        installed,
+        sources.programs.display()
+    ));
     network::configure(kubeconfig)?;
-    tell(format!("/etc/cni/net.d/00-multus.conf: Multus over the primary network {PRIMARY} (bridge {BRIDGE})"));
+    tell(format!(
+        "/etc/cni/net.d/00-multus.conf: Multus over the primary network {PRIMARY} (bridge {BRIDGE})"
+    ));
     let split = vfio::split(sysfs, sources.vfio)?;
-    tell(format!("{} VFs with a network interface, {} bound to vfio-pci", split.netdevices.len(), split.vfio.len()));
+    tell(format!(
+        "{} VFs with a network interface, {} bound to vfio-pci",
+        split.netdevices.len(),
+        split.vfio.len()
+    ));
     reserve_hugepages()?;
     let device_plugin = DevicePlugin::start(&sources.programs, &split.drivers)?;
     tell(format!("device plugin started, its log is {}", device_plugin.log().display()));

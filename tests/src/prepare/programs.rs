@@ -59,7 +59,9 @@ mod tests {
     fn plugins_under_test_win() {
         let folder = tempfile::tempdir().unwrap();
         let [programs, reference, target] = ["ours", "reference", "bin"].map(|name| folder.path().join(name));
-        for (from, names) in [(&programs, vec!["multus", "sriov", "other"]), (&reference, vec!["bridge", "sriov"])] {
+        for (from, names) in
+            [(&programs, vec!["multus", "sriov", "other"]), (&reference, vec!["bridge", "sriov"])]
+        {
             fs::create_dir(from).unwrap();
             for name in names {
                 fs::write(from.join(name), from.to_str().unwrap()).unwrap();

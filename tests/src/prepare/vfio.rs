@@ -41,7 +41,11 @@ pub(super) fn split(sysfs: &Sysfs, count: usize) -> Result<Split> {
     let (netdevices, vfio) = vfs.split_at(vfs.len() - count);
     if count > 0 {
         let loaded = Command::new("modprobe").arg(DRIVER).output().context("run modprobe")?;
-        ensure!(loaded.status.success(), "modprobe {DRIVER}: {}", String::from_utf8_lossy(&loaded.stderr).trim());
+        ensure!(
+            loaded.status.success(),
+            "modprobe {DRIVER}: {}",
+            String::from_utf8_lossy(&loaded.stderr).trim()
+        );
     }
     let mut drivers = BTreeSet::new();
     for device in netdevices {
@@ -56,7 +60,11 @@ pub(super) fn split(sysfs: &Sysfs, count: usize) -> Result<Split> {
         }
     }
     let addresses = |devices: &[PciDevice]| devices.iter().map(PciDevice::address).collect();
-    Ok(Split { netdevices: addresses(netdevices), vfio: addresses(vfio), drivers: drivers.into_iter().collect() })
+    Ok(Split {
+        netdevices: addresses(netdevices),
+        vfio: addresses(vfio),
+        drivers: drivers.into_iter().collect(),
+    })
 }
 
 /// The driver of a VF, once it has its interface.

@@ -91,9 +91,11 @@ impl Devices {
         self.resources.remove(resource);
     }
 
-    /// Whether any device of the resource was ever reported.
-    pub(super) fn knows(&self, resource: &str) -> bool {
-        self.resources.contains_key(resource)
+    /// Whether the container holds its devices of the resource.
+    pub(super) fn holds(&self, pod: &str, container: &str, resource: &str) -> bool {
+        self.allocations
+            .iter()
+            .any(|held| held.pod == pod && held.container == container && held.resource == resource)
     }
 
     /// What the node's status shows for each resource.

@@ -168,8 +168,8 @@ impl DeviceManager {
         let Wanted { container, resource, count, .. } = wish;
         let (choice, connected) = {
             let book = self.book();
-            if !book.devices.knows(resource) {
-                // A resource that no device plugin ever served: cpu, hugepages.
+            if book.devices.holds(pod, container, resource) {
+                // Admitted by the kubelet before this one.
                 return Ok(());
             }
             let choice = book.devices.choice(pod, resource, *count, init).map_err(anyhow::Error::msg)?;

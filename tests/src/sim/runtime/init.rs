@@ -34,6 +34,15 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// A namespace cannot be entered or made, or the process not be started.
 pub fn supervise(path: &Path) -> Result<u8> {
     let bundle = read(path)?;
+    // Before the PID namespace is left: no thread can be started after that.
+    let (started, starts) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody writes: the end of input is the end of whoever holds the other end, or its wish.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        if let Ok(pid) = starts.recv() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
     let netns = File::open(&bundle.netns).with_context(|| format!("open {}", bundle.netns.display()))?;
     setns(netns, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", bundle.netns.display()))?;
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
@@ -48,11 +57,7 @@ pub fn supervise(path: &Path) -> Result<u8> {
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     fs::write(&bundle.pid_file, pid.to_string())
         .with_context(|| format!("write {}", bundle.pid_file.display()))?;
-    std::thread::spawn(move || {
-        // Nobody writes: the end of input is the end of whoever holds the other end, or its wish.
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        let _ = kill(pid, Signal::SIGKILL);
-    });
+    started.send(pid)?;
     let status = child.wait()?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     Ok(u8::try_from(code).unwrap_or(u8::MAX))

@@ -1,0 +1,117 @@
+//! The scenarios: what a user does with the programs, and what has to come of it.
+//!
+//! Each file has one theme, each function is one scenario. Between two of them the runner deletes every pod and every
+//! network and looks whether all VFs are as they were.
+
+mod advertise;
+mod bad_configuration;
+mod bad_request;
+mod interrupted;
+mod netdevice;
+mod restarts;
+mod teardown;
+mod vfio;
+mod vlan;
+
+use anyhow::Result;
+use futures_util::future::LocalBoxFuture;
+
+use crate::node::Grade;
+use crate::session::Session;
+
+/// One scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// What it shows.
+    pub name: &'static str,
+    /// Where it can run.
+    pub runs_on: RunsOn,
+    /// Runs it.
+    pub run: Run,
+}
+
+/// Runs a scenario.
+pub type Run = for<'a> fn(&'a mut Session) -> LocalBoxFuture<'a, Result<()>>;
+
+/// Where a scenario can run.
+#[derive(Clone, Copy, Debug)]
+pub enum RunsOn {
+    /// On any node.
+    Any,
+    /// On nodes of this grade, for a reason that is told where it does not run.
+    Only(Grade, &'static str),
+}
+
+impl Scenario {
+    const fn any(name: &'static str, run: Run) -> Scenario {
+        Scenario { name, runs_on: RunsOn::Any, run }
+    }
+
+    /// Why it cannot run on nodes of `grade`.
+    pub fn obstacle(&self, grade: Grade) -> Option<&'static str> {
+        match self.runs_on {
+            RunsOn::Only(needed, reason) if needed != grade => Some(reason),
+            RunsOn::Any | RunsOn::Only(..) => None,
+        }
+    }
+}
+
+/// Every scenario, in the order in which they run: from what everything else needs to what breaks things.
+pub const ALL: &[Scenario] = &[
+    Scenario::any("the node advertises every VF", |s| Box::pin(advertise::every_vf(s))),
+    Scenario::any("a pod gets a VF with the MAC, VLAN and address it asked for", |s| {
+        Box::pin(netdevice::as_asked(s))
+    }),
+    Scenario::any("a pod gets two VFs from one resource", |s| Box::pin(netdevice::two_of_one_resource(s))),
+    Scenario::any("pods on one VLAN reach each other and no pod on another", |s| {
+        Box::pin(vlan::isolation(s))
+    }),
+    Scenario::any("a pod gets the device nodes of a vfio VF and no others", |s| {
+        Box::pin(vfio::device_nodes(s))
+    }),
+    Scenario::any("dpdk-testpmd sends packets through a vfio VF", |s| Box::pin(vfio::testpmd(s))),
+    Scenario::any("a VF comes back as it was, whatever the pod did to it", |s| {
+        Box::pin(teardown::pod_changes_vf(s))
+    }),
+    Scenario::any("a VF can be used again at once", |s| Box::pin(teardown::used_again(s))),
+    Scenario::any("DEL can be repeated", |s| Box::pin(teardown::repeated(s))),
+    Scenario::any("DEL works while the API server refuses connections", |s| {
+        Box::pin(teardown::api_refuses(s))
+    }),
+    Scenario::any("DEL works while the API server does not answer", |s| Box::pin(teardown::api_hangs(s))),
+    Scenario::any("a device that does not exist is an error", |s| Box::pin(bad_request::unknown_device(s))),
+    Scenario::any("a NAD that does not exist is an error", |s| Box::pin(bad_request::missing_nad(s))),
+    Scenario::any("a NAD of a plugin that is not installed is an error", |s| {
+        Box::pin(bad_request::missing_plugin(s))
+    }),
+    Scenario::any("a NAD with a resource and a pod without a device is an error", |s| {
+        Box::pin(bad_request::no_device(s))
+    }),
+    Scenario::any("a NAD with a VLAN out of range is an error", |s| Box::pin(bad_request::bad_vlan(s))),
+    Scenario::any("a NAD that is no JSON is an error", |s| Box::pin(bad_request::broken_nad(s))),
+    Scenario::any("a broken annotation is an error", |s| Box::pin(bad_request::broken_annotation(s))),
+    Scenario::any("a pod that asks for more than is free stays pending", |s| {
+        Box::pin(bad_request::too_many(s))
+    }),
+    Scenario::any("the device plugin refuses a broken configuration", |s| {
+        Box::pin(bad_configuration::device_plugin(s))
+    }),
+    Scenario::any("kubelet restarts: devices come back, the pod runs on", |s| Box::pin(restarts::kubelet(s))),
+    Scenario::any("the device plugin is killed and started again", |s| {
+        Box::pin(restarts::device_plugin_killed(s))
+    }),
+    Scenario::any("sriov is killed in the middle of ADD", |s| Box::pin(interrupted::sriov_killed(s))),
+    Scenario::any("multus is killed in the middle of ADD", |s| Box::pin(interrupted::multus_killed(s))),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique() {
+        let names: BTreeSet<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

@@ -1,0 +1,166 @@
+//! What is left when a pod is gone: nothing.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use host::Netlink;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use super::netdevice::devices;
+use crate::pod::PodSpec;
+use crate::prepare::{KUBECONFIG, NETDEVICE};
+use crate::session::{Running, Session};
+
+/// The pod changes MAC and MTU of its VF: the VF comes back with the old ones.
+pub(super) async fn pod_changes_vf(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    let pod = one_vf(session, "changer").await?;
+    let (link, _) = pod.inside.link("net1").await?;
+    let netlink = Netlink::connect_in(&pod.inside.netns()?)?;
+    netlink.set_mtu(link.index, 1400).await?;
+    netlink.set_up(link.index, false).await?;
+    netlink.set_mac(link.index, "02:00:5e:99:00:01".parse()?).await?;
+    session.delete(&pod).await?;
+    session.ensure_unchanged(&before).await
+}
+
+/// As many pods as there are VFs, one after the other and all at once.
+pub(super) async fn used_again(session: &mut Session) -> Result<()> {
+    session.vlan_network("vlan100", 100).await?;
+    for round in 1..=2 {
+        let all = session.prepared.netdevices.len();
+        let specs: Vec<PodSpec> = (1..=all)
+            .map(|host| {
+                let request = json!([{"name": "vlan100", "ips": [format!("10.56.100.{host}/24")]}]);
+                PodSpec::new(&format!("all-{round}-{host}")).networks(&request).devices(NETDEVICE, 1)
+            })
+            .collect();
+        let started =
+            futures_util::future::try_join_all(specs.into_iter().map(|spec| session.run(spec))).await?;
+        let mut used = Vec::new();
+        for pod in &started {
+            used.extend(devices(pod)?);
+        }
+        used.sort();
+        ensure!(used == session.prepared.netdevices, "the pods hold {used:?}");
+        futures_util::future::try_join_all(started.iter().map(|pod| session.delete(pod))).await?;
+    }
+    Ok(())
+}
+
+/// The same DEL again, and once more when another pod has the VF: it succeeds and changes nothing.
+pub(super) async fn repeated(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    let first = one_vf(session, "first").await?;
+    let sandbox = Sandbox::of(&first)?;
+    session.delete(&first).await?;
+    for _ in 0..2 {
+        sandbox.del()?;
+        session.ensure_unchanged(&before).await?;
+    }
+    let request = json!([{"name": "vlan100", "ips": ["10.56.100.21/24"]}]);
+    let second = session.run(PodSpec::new("second").networks(&request).devices(NETDEVICE, 1)).await?;
+    let during = session.vfs().await?;
+    sandbox.del()?;
+    session.ensure_unchanged(&during).await?;
+    second.inside.link("net1").await.context("DEL of another pod took the interface away")?;
+    session.delete(&second).await
+}
+
+/// DEL needs nobody but the node.
+pub(super) async fn api_refuses(session: &mut Session) -> Result<()> {
+    // Bound and not listened on: every connection is refused.
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(([127, 0, 0, 1], 0).into())?;
+    let port = socket.local_addr()?.port();
+    without_api(session, "api-refuses", port).await
+}
+
+/// DEL does not wait for an API server that takes the connection and says nothing.
+pub(super) async fn api_hangs(session: &mut Session) -> Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let port = listener.local_addr()?.port();
+    let silent = tokio::spawn(async move {
+        let mut connections = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            connections.push(connection);
+        }
+    });
+    let outcome = without_api(session, "api-hangs", port).await;
+    silent.abort();
+    outcome
+}
+
+/// Deletes a pod while Multus' kubeconfig points to `port` of this node.
+async fn without_api(session: &mut Session, name: &str, port: u16) -> Result<()> {
+    let before = session.vfs().await?;
+    let pod = one_vf(session, name).await?;
+    let good = std::fs::read(KUBECONFIG).with_context(|| format!("read {KUBECONFIG}"))?;
+    let bad = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": format!("https://127.0.0.1:{port}")}}],
+        "users": [{"name": "u", "user": {"token": "none"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    });
+    let path = std::path::Path::new(KUBECONFIG);
+    host::durable::replace(path, bad.to_string().as_bytes())?;
+    let deleted = session.delete(&pod).await;
+    host::durable::replace(path, &good)?;
+    deleted?;
+    session.ensure_unchanged(&before).await
+}
+
+async fn one_vf(session: &Session, name: &str) -> Result<Running> {
+    session.vlan_network("vlan100", 100).await?;
+    let request = json!([{"name": "vlan100", "ips": ["10.56.100.20/24"], "mac": "02:00:5e:10:00:20"}]);
+    session.run(PodSpec::new(name).networks(&request).devices(NETDEVICE, 1)).await
+}
+
+/// What a container runtime knows of a pod's attachment: a file of libcni's cache.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sandbox {
+    network_name: String,
+    container_id: String,
+    netns: String,
+    cni_args: Vec<(String, String)>,
+}
+
+impl Sandbox {
+    fn of(pod: &Running) -> Result<Sandbox> {
+        let folder = "/var/lib/cni/results";
+        for entry in std::fs::read_dir(folder).with_context(|| format!("read {folder}"))? {
+            let Ok(bytes) = std::fs::read(entry?.path()) else { continue };
+            let Ok(sandbox) = serde_json::from_slice::<Sandbox>(&bytes) else { continue };
+            let is_ours = |(key, value): &(String, String)| key == "K8S_POD_UID" && *value == pod.uid;
+            if sandbox.network_name == "multus-cni-network" && sandbox.cni_args.iter().any(is_ours) {
+                return Ok(sandbox);
+            }
+        }
+        bail!("no file in {folder} belongs to pod {}", pod.spec.name())
+    }
+
+    fn del(&self) -> Result<()> {
+        let args: Vec<String> = self.cni_args.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let conf = std::fs::File::open("/etc/cni/net.d/00-multus.conf")?;
+        let output = Command::new("/opt/cni/bin/multus")
+            .env_clear()
+            .env("CNI_COMMAND", "DEL")
+            .env("CNI_CONTAINERID", &self.container_id)
+            .env("CNI_NETNS", &self.netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", args.join(";"))
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::from(conf))
+            .output()
+            .context("run multus DEL")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "multus DEL: {} {}", output.status, text.trim());
+        Ok(())
+    }
+}
