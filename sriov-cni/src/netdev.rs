@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use host::netlink::{Events, Group, Link};
-use host::{MacAddress, Netlink, Netns, netns};
+use host::{MacAddress, Netlink, Netns, netlink, netns};
 
 use crate::error::Error;
 use crate::machine::Machine;
@@ -23,30 +23,41 @@ pub(crate) struct Place {
     pub(crate) link: Link,
 }
 
-/// Sets the hardware address of an interface and sees that it stays: at once if the driver lets it, else
-/// as soon as an event shows that the driver moved on.
+/// Sets the hardware address of an interface that is down, and sees that it stays.
+///
+/// Most drivers take it at once. Some (igbvf) refuse any change once the PF has set the administrative
+/// MAC, even to that very MAC, and take it over by themselves when they reset the VF, which setting the
+/// interface up and down makes them do. Others are busy for a while with a reset of their own.
 pub(crate) async fn set_mac(
     netns: &Netns,
     netlink: &Netlink,
     index: u32,
     mac: MacAddress,
 ) -> Result<(), Error> {
-    let attempt = async || -> Result<bool, host::netlink::Error> {
-        netlink.set_mac(index, mac).await?;
-        Ok(netlink.link(index).await?.is_some_and(|link| link.mac == Some(mac)))
-    };
-    if matches!(attempt().await, Ok(true)) {
+    if matches!(try_mac(netlink, index, mac).await, Ok(true)) {
         return Ok(());
     }
+    netlink.set_up(index, true).await?;
+    netlink.set_up(index, false).await?;
     let mut last = Ok(false);
     let again = async || {
-        last = attempt().await;
+        last = try_mac(netlink, index, mac).await;
         Ok(matches!(last, Ok(true)).then_some(()))
     };
     match Events::subscribe_in(netns, &[Group::Link])?.wait_until(MAC_LIMIT, again).await? {
         Some(()) => Ok(()),
         None => Err(last.err().map_or(Error::MacNotTaken { mac, index }, Error::from)),
     }
+}
+
+/// Whether the interface has the address, after trying to set it if not.
+async fn try_mac(netlink: &Netlink, index: u32, mac: MacAddress) -> Result<bool, netlink::Error> {
+    let has_it = async || Ok(netlink.link(index).await?.is_some_and(|link| link.mac == Some(mac)));
+    if has_it().await? {
+        return Ok(true);
+    }
+    netlink.set_mac(index, mac).await?;
+    has_it().await
 }
 
 /// Asks `check` now and after every event of our namespace until it answers, at most for `limit`.

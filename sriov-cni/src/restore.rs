@@ -104,7 +104,7 @@ async fn bring_home(
         return Ok(None);
     };
     if place.netns.id() == machine.netns.id() {
-        rename_here(machine, &place.link, baseline, errors).await?;
+        rename_here(machine, vf, &place.link, baseline, errors).await?;
     } else {
         move_here(machine, vf, &place, baseline, errors).await?;
     }
@@ -139,6 +139,7 @@ async fn move_here(
 
 async fn rename_here(
     machine: &Machine,
+    vf: &Vf,
     link: &Link,
     baseline: &NetdevBaseline,
     errors: &mut Vec<Error>,
@@ -150,18 +151,15 @@ async fn rename_here(
     if link.up {
         netlink.set_up(link.index, false).await?;
     }
-    // Its old name may have become an alternative one meanwhile, which the kernel calls a clash.
-    if link.altnames.contains(&baseline.name) {
-        netlink.remove_altname(link.index, &baseline.name).await?;
-    }
     match netlink.set_name(link.index, &baseline.name).await {
-        Err(error) if error.is_exists() => {
-            let device = link.parent_dev.as_ref().and_then(|parent| parent.parse().ok());
-            let name = baseline.name.clone();
-            errors.extend(device.map(|device| Error::HostNameTaken { device, name }));
-        }
-        renamed => renamed?,
+        Err(error) if error.is_exists() => {}
+        renamed => return Ok(renamed?),
     }
+    // udev may have made its old name an alternative one, which the kernel calls a clash with itself.
+    if netlink.remove_altname(link.index, &baseline.name).await.is_ok() {
+        return Ok(netlink.set_name(link.index, &baseline.name).await?);
+    }
+    errors.push(Error::HostNameTaken { device: vf.address(), name: baseline.name.clone() });
     Ok(())
 }
 
@@ -173,7 +171,12 @@ fn spare_name(vf: &Vf) -> String {
 
 async fn restore_netdev(machine: &Machine, link: &Link, baseline: &NetdevBaseline, errors: &mut Vec<Error>) {
     let (netlink, index) = (&machine.netlink, link.index);
+    let mut up = link.up;
     if let Some(mac) = baseline.mac.filter(|mac| link.mac != Some(*mac)) {
+        if up {
+            errors.extend(netlink.set_up(index, false).await.err().map(Error::from));
+            up = false;
+        }
         errors.extend(netdev::set_mac(&machine.netns, netlink, index, mac).await.err());
     }
     if let Some(mtu) = baseline.mtu.filter(|mtu| link.mtu != *mtu) {
@@ -184,7 +187,7 @@ async fn restore_netdev(machine: &Machine, link: &Link, baseline: &NetdevBaselin
         errors.extend(reception.err().map(Error::from));
     }
     restore_altnames(netlink, link, baseline).await;
-    if link.up != baseline.up {
+    if up != baseline.up {
         errors.extend(netlink.set_up(index, baseline.up).await.err().map(Error::from));
     }
 }
@@ -192,6 +195,11 @@ async fn restore_netdev(machine: &Machine, link: &Link, baseline: &NetdevBaselin
 // Alternative names are given by udev and are taken by whoever comes first; that one of them went to
 // another interface meanwhile is worth a line in the log, not a DEL that never ends.
 async fn restore_altnames(netlink: &Netlink, link: &Link, baseline: &NetdevBaseline) {
+    for altname in link.altnames.iter().filter(|altname| !baseline.altnames.contains(altname)) {
+        if let Err(error) = netlink.remove_altname(link.index, altname).await {
+            warn!(%error, "alternative name is not taken away");
+        }
+    }
     for altname in baseline.altnames.iter().filter(|altname| !link.is_called(altname)) {
         if let Err(error) = netlink.add_altname(link.index, altname).await {
             warn!(%error, "alternative name is not put back");

@@ -1,0 +1,216 @@
+//! VFs as network interfaces of pods.
+
+use serde_json::{Value, json};
+
+use crate::machine::{Addresses, Pod, Vf, run};
+
+/// What `ip` shows of the interface in the pod.
+fn inside(vf: &Vf, pod: &Pod) -> Value {
+    vf.link(Some(pod)).unwrap_or_else(|| panic!("VF {} is not in the pod", vf.address))
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn every_option_is_set_and_taken_back() {
+    let (vf, pod, addresses) = (Vf::take(), Pod::new(), Addresses::new());
+    let before = vf.snapshot();
+    let conf = vf.conf(&json!({
+        "VLAN": 100, "vlanQoS": 3, "mac": "02:00:00:00:01:01", "spoofchk": "OFF", "trust": "on", "mtu": 1400,
+        "ipam": addresses.ipam(),
+    }));
+    let result = pod.add(&conf).ok();
+    assert_eq!(result["interfaces"][0]["name"], json!(pod.ifname));
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:01:01");
+    assert_eq!(result["interfaces"][0]["sandbox"], json!(pod.netns()));
+    assert_eq!(result["ips"][0]["interface"], 0);
+
+    let settings = vf.settings();
+    assert_eq!(settings["vlan_list"][0]["vlan"], 100, "{settings}");
+    assert_eq!(settings["vlan_list"][0]["qos"], 3, "{settings}");
+    assert_eq!(settings["address"], "02:00:00:00:01:01");
+    assert_eq!((&settings["spoofchk"], &settings["trust"]), (&json!(false), &json!(true)));
+    let link = inside(&vf, &pod);
+    assert_eq!((&link["ifname"], &link["mtu"]), (&json!(pod.ifname), &json!(1400)));
+    assert_eq!(link["address"], "02:00:00:00:01:01");
+    assert_eq!(addresses.held().len(), 2);
+    for (family, address, route) in
+        [("-4", "192.0.2.2/24", "198.51.100.0/24"), ("-6", "2001:db8::2/64", "2001:db8::/64")]
+    {
+        assert!(pod.ip(&[family, "address", "show", "dev", &pod.ifname]).contains(address));
+        assert!(pod.ip(&[family, "route"]).contains(route));
+    }
+
+    for situation in ["first DEL", "second DEL"] {
+        pod.del(&conf).ok();
+        vf.assert_is(&before, situation);
+        assert!(pod.is_empty(), "{situation}");
+        assert!(addresses.held().is_empty(), "{situation}");
+    }
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn the_result_names_the_device_in_the_newest_version() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let conf = vf.conf(&json!({"cniVersion": "1.1.0"}));
+    let interface = pod.add(&conf).ok()["interfaces"][0].clone();
+    assert_eq!(interface["pciID"], json!(vf.address));
+    assert_eq!(interface["mtu"], 1500);
+    pod.del(&conf).ok();
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn vlans_connect_and_separate() {
+    let vfs = Vf::take_many(3);
+    let pods: Vec<_> = vfs.iter().map(|_| Pod::new()).collect();
+    let confs: Vec<_> = vfs
+        .iter()
+        .zip([(1, 100), (2, 100), (3, 200)])
+        .map(|(vf, (host, vlan))| {
+            let address = format!("192.0.2.{host}/24");
+            vf.conf(&json!({"vlan": vlan, "ipam": {"type": "static", "addresses": [{"address": address}]}}))
+        })
+        .collect();
+    for (pod, conf) in pods.iter().zip(&confs) {
+        pod.add(conf).ok();
+    }
+    assert!(pods[0].can_ping("192.0.2.2"), "same VLAN");
+    assert!(!pods[0].can_ping("192.0.2.3"), "other VLAN");
+    for (pod, conf) in pods.iter().zip(&confs) {
+        pod.del(conf).ok();
+    }
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn a_refused_option_is_named_and_everything_undone() {
+    let (vf, pod, addresses) = (Vf::take(), Pod::new(), Addresses::new());
+    let before = vf.snapshot();
+    // igb knows no link state; the options before it have been made by then.
+    let conf = vf.conf(&json!({
+        "vlan": 100, "mac": "02:00:00:00:01:02", "trust": "on", "link_state": "enable", "ipam": addresses.ipam(),
+    }));
+    let error = pod.add(&conf).error();
+    for part in ["link_state enable", &vf.address, &vf.pf, "driver igb", "not supported"] {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+    }
+    vf.assert_is(&before, "after the failed ADD");
+    assert!(pod.is_empty() && addresses.held().is_empty());
+    pod.del(&conf).ok();
+    vf.assert_is(&before, "after DEL of the failed ADD");
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn failing_ipam_is_undone() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    for ipam in [json!({"type": "static"}), json!({"type": "no-such-plugin"})] {
+        let conf = vf.conf(&json!({"vlan": 100, "mac": "02:00:00:00:01:03", "ipam": ipam}));
+        let error = pod.add(&conf).error();
+        assert!(error.contains("IPAM plugin"), "{error}");
+        vf.assert_is(&before, &error);
+        assert!(pod.is_empty());
+    }
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn a_bad_configuration_touches_nothing() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    for (keys, part) in [
+        (json!({"vlan": 4095}), "vlan"),
+        (json!({"vlan": 100, "spoofchk": "true"}), "spoofchk"),
+        (json!({"vlan": 100, "mac": "01:00:5e:00:00:01"}), "mac"),
+        (json!({"vlan": 100, "mtu": 65_000}), "MTU 65000"),
+        (json!({"deviceID": "0000:ff:1f.7"}), "0000:ff:1f.7 does not exist"),
+        (json!({"deviceID": "eth0"}), "deviceID"),
+        (json!({"deviceID": ""}), "deviceID is missing"),
+    ] {
+        let error = pod.add(&vf.conf(&keys)).error();
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+        vf.assert_is(&before, &error);
+    }
+    let pf = std::fs::read_link(vf.sysfs().join("physfn")).unwrap();
+    let pf = pf.file_name().unwrap().to_str().unwrap().to_owned();
+    let error = pod.add(&vf.conf(&json!({"deviceID": pf}))).error();
+    assert!(error.contains("is a physical function"), "{error}");
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn a_taken_name_in_the_pod_is_refused_and_its_holder_left_alone() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    pod.ip(&["link", "add", &pod.ifname, "type", "veth", "peer", "name", "peer"]);
+    let holder = pod.ip(&["link", "show", &pod.ifname]);
+    let conf = vf.conf(&json!({"vlan": 100}));
+    let error = pod.add(&conf).error();
+    assert!(error.contains(&format!("{} already", pod.ifname)), "{error}");
+    vf.assert_is(&before, "after the refused ADD");
+    pod.del(&conf).ok();
+    assert_eq!(pod.ip(&["link", "show", &pod.ifname]), holder);
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn alternative_names_give_way_and_come_back() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let name = vf.name();
+    for altname in [pod.ifname.as_str(), "other"] {
+        run("ip", &["link", "property", "add", "dev", &name, "altname", altname]);
+    }
+    pod.ip(&["link", "add", "other", "type", "veth", "peer", "name", "peer"]);
+    let before = vf.snapshot();
+    let conf = vf.conf(&json!({}));
+    pod.add(&conf).ok();
+    pod.ip(&["link", "property", "add", "dev", &pod.ifname, "altname", "from-the-pod"]);
+    pod.del(&conf).ok();
+    vf.assert_is(&before, "after DEL");
+    for altname in [pod.ifname.as_str(), "other"] {
+        run("ip", &["link", "property", "del", "dev", &name, "altname", altname]);
+    }
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn what_the_pod_changed_is_taken_back() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let name = vf.name();
+    run("ip", &["link", "set", &name, "up"]);
+    let before = vf.snapshot();
+    let conf = vf.conf(&json!({"trust": "on"}));
+    pod.add(&conf).ok();
+    pod.ip(&["link", "set", &pod.ifname, "down"]);
+    pod.ip(&["link", "set", &pod.ifname, "address", "02:00:00:00:01:04", "mtu", "1300", "promisc", "on"]);
+    pod.ip(&["link", "set", &pod.ifname, "name", "renamed"]);
+    pod.del(&conf).ok();
+    vf.assert_is(&before, "after DEL");
+    run("ip", &["link", "set", &name, "down"]);
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn check_finds_what_drifted() {
+    let (vf, pod, addresses) = (Vf::take(), Pod::new(), Addresses::new());
+    let mut conf = vf.conf(&json!({"vlan": 100, "spoofchk": "on", "ipam": addresses.ipam()}));
+    conf["prevResult"] = pod.add(&conf).ok();
+    pod.check(&conf).ok();
+
+    let index = vf.index.to_string();
+    run("ip", &["link", "set", &vf.pf, "vf", &index, "vlan", "0"]);
+    run("ip", &["link", "set", &vf.pf, "vf", &index, "spoofchk", "off"]);
+    pod.ip(&["link", "set", &pod.ifname, "mtu", "1300"]);
+    pod.ip(&["address", "delete", "192.0.2.2/24", "dev", &pod.ifname]);
+    let error = pod.check(&conf).error();
+    for part in
+        ["vlan 100", "spoofchk on", "MTU 1300", "192.0.2.2/24 is missing", "198.51.100.0/24 is missing"]
+    {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+    }
+    pod.del(&conf).ok();
+    let error = pod.check(&conf).error();
+    assert!(error.contains("not in the container"), "{error}");
+}
