@@ -64,6 +64,7 @@ NODE_ADDRESS=$GUEST_ADDRESS
 NODE_API_ADDRESS=$GUEST_VIEW_OF_HOST:$(<"$STATE/api-port")
 NODE_SERVICE_ADDRESS=$SERVICE_KUBERNETES
 NODE_SERVICE_DNS=$SERVICE_DNS
+NODE_AUTHORITY=$(sha256sum <"$PKI/ca.crt" | cut -c1-16)
 NODE_BINARIES=$(binaries_directory)
 NODE_IMAGES=$(images_archive)
 KUBELET_MINOR=$(binaries_minor kubelet)
@@ -90,6 +91,7 @@ node_status() {
         fi
     done
     ((broken == 0)) || return 1
+    [[ ! -d $NODES ]] || echo "logs of the nodes: $NODES/<node>/log"
     kubectl_admin get nodes --output wide
 }
 
