@@ -4,6 +4,9 @@
 //! kubeconfig, against a real one: the simulation is as good as these tests say. `simulated` holds what only the
 //! simulation does; skip it on a real cluster (`-- --skip simulated::`).
 
+// Helpers of tests are tests: clippy's own exception ends at functions that bear #[test].
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 mod cluster;
 mod custom;
 mod events;

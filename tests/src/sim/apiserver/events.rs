@@ -18,22 +18,18 @@ const RENAMED: [(&str, &str); 7] = [
 
 /// The `events.k8s.io/v1` form of a stored event.
 pub(super) fn to_new(event: &Value) -> Value {
-    rename(event, "events.k8s.io/v1", RENAMED.iter().copied())
+    rename(event, "events.k8s.io/v1", RENAMED)
 }
 
 /// The stored form of an `events.k8s.io/v1` event.
 pub(super) fn from_new(event: &Value) -> Value {
-    rename(event, "v1", RENAMED.iter().map(|&(core, new)| (new, core)))
+    rename(event, "v1", RENAMED.map(|(core, new)| (new, core)))
 }
 
-fn rename<'a>(
-    event: &Value,
-    api_version: &str,
-    names: impl Iterator<Item = (&'a str, &'a str)> + Clone,
-) -> Value {
+fn rename(event: &Value, api_version: &str, names: [(&str, &str); 7]) -> Value {
     let mut renamed = Map::new();
     for (key, value) in event.as_object().into_iter().flatten() {
-        let key = names.clone().find(|(from, _)| from == key).map_or(key.as_str(), |(_, to)| to);
+        let key = names.iter().find(|(from, _)| from == key).map_or(key.as_str(), |(_, to)| to);
         renamed.insert(key.to_owned(), value.clone());
     }
     renamed.insert("apiVersion".to_owned(), api_version.into());

@@ -8,23 +8,24 @@ use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Response, StatusCode};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::Shared;
-use super::api::{DeleteOptions, Scope, Written};
+use super::api::{Scope, Written};
+use super::delete::DeleteOptions;
+use super::discovery;
 use super::failure::Failure;
 use super::fault::Action;
 use super::kinds::Nature;
 use super::log::Request;
 use super::patch::Patch;
 use super::rules::Part;
+use super::serve::{Caller, Shared, lock};
 use super::url::{self, Place, Query, Verb};
 use super::watch::Watch;
-use super::{discovery, lock};
 
 /// Body of an answer: whole, or a stream of watch events.
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -52,12 +53,14 @@ pub(super) async fn answer(
     let Some(verb) = url::verb(parts.method.as_str(), place.as_ref(), &query) else {
         return Ok(refuse(&Failure::method_not_allowed()));
     };
-    let user =
-        shared.user(parts.headers.get(AUTHORIZATION).map(|value| value.as_bytes()), certified.as_deref());
+    let bearer = parts.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let caller = shared.caller(bearer, certified.as_deref());
     let mut entry = Request::new(verb, &path, text, place.as_ref());
-    entry.user = user.as_ref().ok().cloned().flatten().unwrap_or_default();
+    if let Caller::Known(user) = &caller {
+        entry.user.clone_from(user);
+    }
     entry.user_agent = header(&parts.headers, USER_AGENT.as_str()).to_owned();
-    let number = shared.log(entry);
+    let number = lock(&shared.requests).push(entry);
 
     let met = lock(&shared.faults).meet(verb, &path);
     let respond = async {
@@ -66,10 +69,10 @@ pub(super) async fn answer(
             Err(error) => return refuse(&Failure::bad_request(format!("request body: {error}"))),
         };
         let asked = Asked { verb, path: &path, place, query, headers: &parts.headers, body };
-        match user {
-            Err(()) => refuse(&Failure::unauthorized()),
-            Ok(None) if !is_public(&path) => refuse(&asked.anonymous()),
-            Ok(_) => serve(&shared, asked),
+        match caller {
+            Caller::Unknown => refuse(&Failure::unauthorized()),
+            Caller::Anonymous if !is_public(&path) => refuse(&asked.anonymous()),
+            Caller::Anonymous | Caller::Known(_) => serve(&shared, &asked),
         }
     };
     let response = match met {
@@ -78,7 +81,7 @@ pub(super) async fn answer(
         Some(Action::Drop) => return Err(Broken),
         Some(Action::DropAfter) => {
             let lost = respond.await;
-            shared.note_status(number, lost.status().as_u16());
+            lock(&shared.requests).note_status(number, lost.status().as_u16());
             return Err(Broken);
         }
         Some(Action::Delay(time)) => {
@@ -90,7 +93,7 @@ pub(super) async fn answer(
             return Err(Broken);
         }
     };
-    shared.note_status(number, response.status().as_u16());
+    lock(&shared.requests).note_status(number, response.status().as_u16());
     Ok(response)
 }
 
@@ -116,14 +119,8 @@ impl Asked<'_> {
     }
 
     fn json(&self) -> Result<Value, Failure> {
-        match media_type(self.headers) {
-            "" | "application/json" => {}
-            other => {
-                let accepted = ["application/json"];
-                let failure = Failure::unsupported_media_type(&accepted);
-                tracing::debug!(media_type = other, "refused a body");
-                return Err(failure);
-            }
+        if !matches!(media_type(self.headers), "" | "application/json") {
+            return Err(Failure::unsupported_media_type(&["application/json"]));
         }
         serde_json::from_slice(&self.body).map_err(|error| {
             Failure::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
@@ -148,7 +145,7 @@ fn is_public(path: &str) -> bool {
     path == "/version" || ["/healthz", "/readyz", "/livez"].iter().any(|public| path.starts_with(public))
 }
 
-fn serve(shared: &Arc<Shared>, asked: Asked<'_>) -> Response<Body> {
+fn serve(shared: &Arc<Shared>, asked: &Asked<'_>) -> Response<Body> {
     if is_public(asked.path) && asked.path != "/version" {
         return reply(StatusCode::OK, "text/plain; charset=utf-8", "ok");
     }
@@ -193,7 +190,7 @@ fn serve(shared: &Arc<Shared>, asked: Asked<'_>) -> Response<Body> {
             Err(failure) => refuse(&failure),
         };
     }
-    match shared.transact(|api| act(api, &scope, place, &asked)) {
+    match shared.transact(|api| act(api, &scope, place, asked)) {
         Ok((status, object)) => to_json(status, &shape(object, header(asked.headers, ACCEPT.as_str()))),
         Err(failure) => refuse(&failure),
     }
@@ -220,7 +217,7 @@ fn act(
     match (asked.verb, place.subresource.as_str()) {
         (Verb::Get, "" | "status") => ok(api.get(scope, name)?),
         (Verb::List, "") => ok(api.list(scope, &asked.query)?.into_list(scope)),
-        (Verb::Create, "") if name.is_empty() && scope.kind.namespaced == !scope.namespace.is_empty() => {
+        (Verb::Create, "") if name.is_empty() && scope.kind.namespaced != scope.namespace.is_empty() => {
             let created = api.create(scope, asked.json()?, now)?;
             Ok((StatusCode::CREATED, created))
         }
@@ -247,7 +244,7 @@ fn act(
             }
             ok(api.delete(scope, name, &options, now)?)
         }
-        (Verb::DeleteCollection, "") if scope.kind.namespaced == !scope.namespace.is_empty() => {
+        (Verb::DeleteCollection, "") if scope.kind.namespaced != scope.namespace.is_empty() => {
             let page = api.list(scope, &asked.query)?;
             api.delete_all(scope, &page.names(), &asked.delete_options()?, now);
             ok(page.into_list(scope))

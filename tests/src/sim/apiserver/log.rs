@@ -47,3 +47,54 @@ impl Request {
         }
     }
 }
+
+/// The requests since the test last forgot them.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    forgotten: usize,
+    requests: Vec<Request>,
+}
+
+impl Log {
+    /// Notes a request and returns its number, which stays good when requests are forgotten.
+    pub(super) fn push(&mut self, request: Request) -> usize {
+        self.requests.push(request);
+        self.forgotten + self.requests.len() - 1
+    }
+
+    /// Notes how a request was answered, unless it is forgotten.
+    pub(super) fn note_status(&mut self, number: usize, status: u16) {
+        let request = number.checked_sub(self.forgotten).and_then(|index| self.requests.get_mut(index));
+        if let Some(request) = request {
+            request.status = Some(status);
+        }
+    }
+
+    /// The requests, in order of arrival.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Request> {
+        self.requests.iter()
+    }
+
+    /// Forgets the requests.
+    pub(super) fn clear(&mut self) {
+        self.forgotten += self.requests.len();
+        self.requests.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_does_not_land_on_a_later_request() {
+        let mut log = Log::default();
+        let slow = log.push(Request::new(Verb::Get, "/slow", "", None));
+        log.clear();
+        let quick = log.push(Request::new(Verb::Get, "/quick", "", None));
+        log.note_status(slow, 500);
+        assert_eq!(log.iter().map(|request| request.status).collect::<Vec<_>>(), [None]);
+        log.note_status(quick, 200);
+        assert_eq!(log.iter().map(|request| request.status).collect::<Vec<_>>(), [Some(200)]);
+    }
+}

@@ -23,6 +23,8 @@
 //! ```
 
 mod api;
+mod definitions;
+mod delete;
 mod discovery;
 mod events;
 mod failure;
@@ -32,11 +34,13 @@ mod kinds;
 mod list;
 mod log;
 mod meta;
+mod names;
 mod patch;
 mod pods;
 mod rules;
 mod schema;
 mod selector;
+mod serve;
 mod store;
 mod tls;
 mod url;
@@ -46,26 +50,22 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch as signal};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::net::TcpListener;
+use tokio::sync::watch as signal;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 use self::api::{Api, Scope};
 pub use self::fault::Fault;
-use self::fault::Faults;
 use self::kinds::Nature;
 pub use self::log::Request;
+use self::serve::{Shared, accept, lock};
 pub use self::url::Verb;
 
 /// How the server is to run.
@@ -112,74 +112,6 @@ impl std::fmt::Debug for TlsAcceptorHandle {
     }
 }
 
-/// What connections share.
-#[derive(Debug)]
-struct Shared {
-    api: Mutex<Api>,
-    faults: Mutex<Faults>,
-    requests: Mutex<Vec<Request>>,
-    /// User of each bearer token.
-    tokens: Mutex<BTreeMap<String, String>>,
-    /// Revision of the last write; wakes watches.
-    revisions: signal::Sender<u64>,
-    /// Counts how often all watches were ended.
-    watch_drops: signal::Sender<u64>,
-    /// Counts how often the faults were cleared.
-    clearings: signal::Sender<u64>,
-    options: Options,
-}
-
-/// A panic while a lock was held, if there ever is one, does not take the server down.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    /// The user behind a request: `Ok(None)` without credentials, `Err` with wrong ones.
-    fn user(&self, authorization: Option<&[u8]>, certified: Option<&str>) -> Result<Option<String>, ()> {
-        let bearer = authorization.map(|value| {
-            let value = std::str::from_utf8(value).unwrap_or_default();
-            value
-                .split_once(' ')
-                .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                .map(|(_, token)| token)
-        });
-        match (certified, bearer) {
-            (Some(user), _) => Ok(Some(user.to_owned())),
-            (None, None) => Ok(None),
-            (None, Some(None)) => Err(()),
-            (None, Some(Some(token))) => lock(&self.tokens).get(token).cloned().map(Some).ok_or(()),
-        }
-    }
-
-    fn log(&self, request: Request) -> usize {
-        let mut requests = lock(&self.requests);
-        requests.push(request);
-        requests.len() - 1
-    }
-
-    fn note_status(&self, number: usize, status: u16) {
-        if let Some(request) = lock(&self.requests).get_mut(number) {
-            request.status = Some(status);
-        }
-    }
-
-    /// Runs a verb under the lock, and wakes watches if it wrote.
-    fn transact<T>(&self, verb: impl FnOnce(&mut Api) -> T) -> T {
-        let mut api = lock(&self.api);
-        let done = verb(&mut api);
-        let revision = api.store.revision();
-        self.revisions.send_if_modified(|last| std::mem::replace(last, revision) != revision);
-        done
-    }
-
-    async fn faults_cleared(&self) {
-        let mut clearings = self.clearings.subscribe();
-        // An error means that the server is gone, which ends the wait as well.
-        let _ended = clearings.changed().await;
-    }
-}
-
 impl ApiServer {
     /// Starts a server on a free port of 127.0.0.1.
     ///
@@ -212,7 +144,7 @@ impl ApiServer {
         let running = tokio::spawn(accept(listener, acceptor.clone(), Arc::clone(&shared))).abort_handle();
         let server =
             Self { shared, address, identity, token, acceptor: TlsAcceptorHandle(acceptor), running };
-        server.define(&network_attachment_definition())?;
+        server.define(&definitions::network_attachment_definition())?;
         Ok(server)
     }
 
@@ -338,7 +270,7 @@ impl ApiServer {
     /// Every request so far, in order of arrival.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
-        lock(&self.shared.requests).clone()
+        lock(&self.shared.requests).iter().cloned().collect()
     }
 
     /// How many requests with that verb concerned that resource (plural name), subresources included.
@@ -383,84 +315,4 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.running.abort();
     }
-}
-
-/// Connections live in a set that this task owns, so that they end with it.
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, acceptor.clone(), Arc::clone(&shared)));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "API server cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
-    let stream = match acceptor.accept(stream).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(%error, "TLS handshake with a client failed");
-            return;
-        }
-    };
-    // The verifier let through only certificates of our own authority, which signed one client.
-    let certified: Option<Arc<str>> = stream.get_ref().1.peer_certificates().map(|_| ADMIN.into());
-    let broken = Arc::new(Notify::new());
-    let service = service_fn(|request| {
-        let (shared, certified, broken) = (Arc::clone(&shared), certified.clone(), Arc::clone(&broken));
-        async move {
-            http::answer(shared, certified, request).await.map_err(|http::Broken| {
-                broken.notify_one();
-                io::Error::other("connection broken on purpose")
-            })
-        }
-    });
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        // Without this branch an HTTP/2 connection would outlive the stream that is to break it.
-        () = broken.notified() => {}
-        served = serving => if let Err(error) = served {
-            tracing::debug!(%error, "connection to a client ended");
-        },
-    }
-}
-
-/// The definition of the Network Plumbing Working Group's NetworkAttachmentDefinition.
-fn network_attachment_definition() -> serde_json::Value {
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": "network-attachment-definitions.k8s.cni.cncf.io"},
-        "spec": {
-            "group": "k8s.cni.cncf.io",
-            "scope": "Namespaced",
-            "names": {
-                "plural": "network-attachment-definitions",
-                "singular": "network-attachment-definition",
-                "kind": "NetworkAttachmentDefinition",
-                "shortNames": ["net-attach-def"],
-            },
-            "versions": [{
-                "name": "v1",
-                "served": true,
-                "storage": true,
-                "schema": {"openAPIV3Schema": {
-                    "type": "object",
-                    "properties": {
-                        "spec": {"type": "object", "properties": {"config": {"type": "string"}}},
-                    },
-                }},
-            }],
-        },
-    })
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::failure::{Cause, Failure};
 use super::kinds::{Kind, Nature};
-use super::{events, meta, pods, schema};
+use super::{definitions, events, meta, names, pods, schema};
 
 /// Values that a new object gets from outside.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ pub(super) fn create(
         Nature::Event => events::default(&mut object),
         Nature::Secret => fold_secret(&mut object),
         Nature::Definition => {
-            default_definition(&mut object);
+            definitions::default(&mut object);
             meta::set(&mut object, "generation", 1);
         }
         Nature::Custom => {
@@ -115,11 +115,11 @@ pub(super) fn create(
         }
         Nature::Plain | Nature::ServiceAccount => {}
     }
-    let mut causes = metadata_faults(kind, &object);
+    let mut causes = names::faults(kind, &object);
     match kind.nature {
         Nature::Pod => causes.extend(pods::faults(&object)),
         Nature::Event => causes.extend(events::faults(&object, !kind.group.is_empty())),
-        Nature::Definition => causes.extend(definition_faults(&object)),
+        Nature::Definition => causes.extend(definitions::faults(&object)),
         _ => {}
     }
     if let Some(schema) = served.and_then(|version| version.schema.as_ref()) {
@@ -193,7 +193,7 @@ pub(super) fn update(
         Nature::Secret => fold_secret(&mut new),
         _ => {}
     }
-    let mut causes = metadata_faults(kind, &new);
+    let mut causes = names::faults(kind, &new);
     if meta::is_deleting(old) {
         let before = meta::finalizers(old);
         let added: Vec<String> = meta::finalizers(&new)
@@ -324,122 +324,6 @@ fn fold_secret(secret: &mut Value) {
             data.insert(key, base64::engine::general_purpose::STANDARD.encode(bytes).into());
         }
     }
-}
-
-fn default_definition(definition: &mut Value) {
-    let names = definition.pointer_mut("/spec/names").and_then(Value::as_object_mut);
-    if let Some(names) = names {
-        let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
-        names.entry("listKind").or_insert_with(|| format!("{kind}List").into());
-        names.entry("singular").or_insert_with(|| kind.to_lowercase().into());
-    }
-    if let Some(Value::Object(spec)) = definition.get_mut("spec") {
-        spec.entry("conversion").or_insert_with(|| json!({"strategy": "None"}));
-    }
-    set_field(
-        definition,
-        "status",
-        Some(json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []})),
-    );
-}
-
-/// The status that the definition gets as soon as its kind is served.
-pub(super) fn established(definition: &Value, now: &str) -> Value {
-    let mut served = definition.clone();
-    let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "True", "lastTransitionTime": now, "reason": reason, "message": message});
-    let storage: Vec<Value> = definition
-        .pointer("/spec/versions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter(|version| version.get("storage") == Some(&Value::Bool(true)))
-        .filter_map(|version| version.get("name").cloned())
-        .collect();
-    let status = json!({
-        "conditions": [
-            condition("NamesAccepted", "NoConflicts", "no conflicts found"),
-            condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
-        ],
-        "acceptedNames": definition.pointer("/spec/names"),
-        "storedVersions": storage,
-    });
-    set_field(&mut served, "status", Some(status));
-    served
-}
-
-fn definition_faults(definition: &Value) -> Vec<Cause> {
-    let text = |path: &str| definition.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    let mut faults = Vec::new();
-    for field in ["group", "scope", "names/plural", "names/kind"] {
-        if text(&format!("/spec/{field}")).is_empty() {
-            faults.push(Cause::required(format!("spec.{}", field.replace('/', ".")), ""));
-        }
-    }
-    let expected = format!("{}.{}", text("/spec/names/plural"), text("/spec/group"));
-    let name = meta::text(definition, "name");
-    if name != expected {
-        let why = format!("Invalid value: \"{name}\": must be spec.names.plural+\".\"+spec.group");
-        faults.push(Cause::invalid("metadata.name", why));
-    }
-    if Kind::from_definition(definition).is_none() {
-        let why = "Invalid value: must have at least one served version and exactly one storage version";
-        faults.push(Cause::invalid("spec.versions", why));
-    }
-    faults
-}
-
-fn metadata_faults(kind: &Kind, object: &Value) -> Vec<Cause> {
-    let mut faults = Vec::new();
-    let name = meta::text(object, "name");
-    if !is_subdomain(name) || (kind.nature == Nature::Namespace && name.contains('.')) {
-        let why = format!(
-            "Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric \
-             characters, '-' or '.', and must start and end with an alphanumeric character"
-        );
-        faults.push(Cause::invalid("metadata.name", why));
-    }
-    for (field, check) in [("labels", is_label_value as fn(&str) -> bool), ("annotations", |_| true)] {
-        match meta::get(object, field) {
-            None => {}
-            Some(Value::Object(pairs)) => {
-                for (key, value) in pairs {
-                    if !value.as_str().is_some_and(check) {
-                        let why = format!("Invalid value: {value}: not a valid value of \"{key}\"");
-                        faults.push(Cause::invalid(format!("metadata.{field}"), why));
-                    }
-                }
-            }
-            Some(_) => {
-                faults.push(Cause::invalid(format!("metadata.{field}"), "Invalid value: must be a map"))
-            }
-        }
-    }
-    for finalizer in meta::finalizers(object) {
-        if !finalizer.contains('/') && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
-            let why = format!(
-                "Invalid value: \"{finalizer}\": name is neither a standard finalizer name nor is it fully qualified"
-            );
-            faults.push(Cause::invalid("metadata.finalizers[0]", why));
-        }
-    }
-    faults
-}
-
-fn is_subdomain(name: &str) -> bool {
-    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.len() <= 253
-        && name.split('.').all(|part| {
-            part.starts_with(edge) && part.ends_with(edge) && part.chars().all(|c| edge(c) || c == '-')
-        })
-}
-
-fn is_label_value(value: &str) -> bool {
-    let edge = |c: char| c.is_ascii_alphanumeric();
-    value.is_empty()
-        || (value.len() <= 63
-            && value.starts_with(edge)
-            && value.ends_with(edge)
-            && value.chars().all(|c| edge(c) || "-_.".contains(c)))
 }
 
 #[cfg(test)]

@@ -109,11 +109,10 @@ fn check(schema: &Value, value: &Value, path: &str, causes: &mut Vec<Cause>) {
     let found = type_of(value);
     let either = schema.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
     match schema.get("type").and_then(Value::as_str) {
+        _ if either && matches!(found, "integer" | "string") => {}
         _ if either => {
-            if !matches!(found, "integer" | "string") {
-                invalid(&format!("{found:?}"), &format!("must be of type integer,string: \"{found}\""));
-                return;
-            }
+            invalid(&format!("{found:?}"), &format!("must be of type integer,string: \"{found}\""));
+            return;
         }
         Some(expected) if expected != found && !(expected == "number" && found == "integer") => {
             invalid(&format!("{found:?}"), &format!("must be of type {expected}: \"{found}\""));

@@ -40,7 +40,7 @@ impl Watch {
                     .store
                     .range(&watch.scope.kind.stored_as, namespace)
                     .filter(|(_, object)| watch.selects(object))
-                    .map(|(_, object)| frame("ADDED", present(&watch.scope, object)))
+                    .map(|(_, object)| frame("ADDED", &present(&watch.scope, object)))
                     .collect();
                 if listing {
                     let mut end = watch.bookmark();
@@ -74,7 +74,7 @@ impl Watch {
             Err(compacted) => {
                 self.over = true;
                 let why = format!("too old resource version: {} ({})", self.position, compacted.oldest);
-                frames.push(frame("ERROR", Failure::expired(why).to_status()));
+                frames.push(frame("ERROR", &Failure::expired(why).to_status()));
             }
         }
         frames
@@ -97,14 +97,14 @@ impl Watch {
                 ("DELETED", last)
             }
         };
-        Some(frame(kind, present(&self.scope, &object)))
+        Some(frame(kind, &present(&self.scope, &object)))
     }
 
     /// Tells the client how far it is, so that it can come back there.
     pub(super) fn bookmark(&self) -> Value {
         frame(
             "BOOKMARK",
-            json!({
+            &json!({
                 "kind": self.scope.kind.kind,
                 "apiVersion": self.scope.kind.api_version(&self.scope.version),
                 "metadata": {"resourceVersion": self.position.to_string(), "creationTimestamp": null},
@@ -113,6 +113,6 @@ impl Watch {
     }
 }
 
-fn frame(kind: &str, object: Value) -> Value {
+fn frame(kind: &str, object: &Value) -> Value {
     json!({"type": kind, "object": object})
 }
