@@ -38,10 +38,21 @@ end_process() {
     kill -KILL "$1" 2>/dev/null || true
 }
 
-# on_leash OWNER COMMAND...: runs COMMAND once the process OWNER is gone, however it went (kill -9 included).
+# on_leash OWNER PIDFILE COMMAND...: runs COMMAND once the process OWNER is gone, however it went (kill -9 included).
+# Who ends things himself ends the leash too, or it would end the next ones.
 on_leash() {
-    local owner=$1
-    shift
-    setsid bash -c 'owner=$1; shift; while kill -0 "$owner" 2>/dev/null; do sleep 1; done; exec "$@"' \
-        podrail-leash "$owner" "$@" </dev/null >/dev/null 2>&1 &
+    local owner=$1 pidfile=$2
+    shift 2
+    end_leash "$pidfile"
+    # shellcheck disable=SC2016  # expands in the child, which names its own process
+    setsid bash -c 'echo $$ >"$1"; owner=$2; shift 2
+        while kill -0 "$owner" 2>/dev/null; do sleep 1; done; exec "$@"' \
+        podrail-leash "$pidfile" "$owner" "$@" </dev/null >/dev/null 2>&1 &
+}
+
+end_leash() {
+    local pid
+    read -r pid 2>/dev/null <"$1" || return 0
+    rm -f "$1"
+    [[ $pid == "$$" ]] || end_process "$pid" podrail-leash
 }

@@ -40,6 +40,7 @@ apt_source_of() {
 
 # serves TYPE SUITE: does an apt source of TYPE (deb, deb-src) already list SUITE?
 serves() {
+    # shellcheck disable=SC2016 # apt's own variables
     apt-get indextargets --format '$(IDENTIFIER) $(RELEASE)' 2>/dev/null |
         grep -qxE "$([[ $1 == deb ]] && echo Packages || echo Sources) $2"
 }

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # One guest is one QEMU process: its command line, its accelerator, its start and its end.
+# shellcheck disable=SC2054,SC2153 # commas belong to QEMU's options; capitals are hack/lab's flags
 
 # Sets ACCEL to the fastest accelerator on which a guest really boots here. /dev/kvm alone proves nothing: inside some
 # machines it exists and no ordinary kernel comes up on it. So one is booted once, and the answer is remembered.
@@ -34,7 +35,7 @@ kernel_image() {
     if [[ -e $KERNEL_DIR/vmlinux ]]; then printf '%s' "$KERNEL_DIR/vmlinux"; else printf '%s' "$KERNEL_DIR/vmlinuz"; fi
 }
 
-node_pid() { cat "$LAB/run/node$1.pid" 2>/dev/null; }
+node_pid() { cat "$LAB/run/node$1.pid" 2>/dev/null || true; }
 node_alive() { alive "$(node_pid "$1")" "$LAB/run/node$1"; }
 
 # node_initrd NODE: the kernel's initramfs plus this guest's own settings and keys, which so stay off its command line.
@@ -53,7 +54,7 @@ LAB_SHARE='$SHARE'
 LAB_REPO='$REPO'
 LAB_MODULES='$KERNEL_DIR/lib/modules'
 LAB_VFS=$VFS
-LAB_HUGEPAGES=$HUGEPAGES
+LAB_HUGEPAGES=128
 LAB_CI='${CI:-}'
 EOC
     cp "$LAB/run/authorized_keys" "$LAB/run/hostkey" "$dir/lab/"
@@ -88,7 +89,7 @@ start_node() {
     mapfile -t memory < <(memory_options)
     node_initrd "$node"
     args+=(
-        -name "podrail-$NAME-node$node" -pidfile "$LAB/run/node$node.pid"
+        -name "podrail-$NAME-node$node"
         -machine "$machine" -cpu "$cpu" -smp "$CPUS" "${memory[@]}"
         -nodefaults -no-reboot -display none -serial "file:$LAB/log/node$node.console"
         -kernel "$(kernel_image)" -initrd "$LAB/run/node$node.initrd"
@@ -113,6 +114,9 @@ start_node() {
             args+=(-device "igb,bus=rp$pf,id=nic$pf,mac=52:54:00:ab:0$node:$(printf %02x "$pf"),romfile=")
         fi
     done
-    rm -f "$LAB/run/node$node.pid"
-    setsid qemu-system-x86_64 "${args[@]}" </dev/null >"$LAB/log/node$node.qemu" 2>&1 {LOCK}>&- &
+    rm -f "$LAB/log/node$node.console"
+    # The child writes its own number: at no moment does a guest run that nobody can find.
+    # shellcheck disable=SC2016
+    setsid bash -c 'echo $$ >"$1"; shift; exec qemu-system-x86_64 "$@"' guest "$LAB/run/node$node.pid" "${args[@]}" \
+        </dev/null >"$LAB/log/node$node.qemu" 2>&1 {LOCK}>&- &
 }
