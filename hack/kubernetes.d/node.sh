@@ -19,6 +19,7 @@ node_up() {
     fi
     control_plane_up
     [[ -z ${lab_job:-} ]] || wait "$lab_job" || die "hack/lab up failed: $(tail -n 3 "$lab_log")"
+    node_forget_absent
     for node in $(node_names); do
         node_files "$node"
         say "starting containerd and kubelet on $node"
@@ -38,6 +39,16 @@ node_exec() {
     local node=$1
     shift
     "$HACK/lab" exec --node "${node#node}" -- "$@" </dev/null 9>&-
+}
+
+# A lab that was booted anew with fewer guests leaves nodes behind that can never be Ready.
+node_forget_absent() {
+    local node
+    for node in $(kubectl_admin get nodes -o 'jsonpath={.items[*].metadata.name}'); do
+        grep -qx "${node#node}" "$INSTANCE/run/nodes" && continue
+        kubectl_admin delete node "$node" --wait=false >/dev/null
+        rm -rf "${NODES:?}/$node"
+    done
 }
 
 node_wait_registered() {
