@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # the other parts read these
 # Where one lab instance keeps its things, and which loopback ports it uses.
 
 LAB=${PODRAIL_LAB:-default}
