@@ -7,49 +7,50 @@
 //! listen, and announces itself anew.
 
 use std::future::pending;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use host::DirectoryWatch;
 use kubelet_api::deviceplugin::device_plugin_server::DevicePluginServer;
-use kubelet_api::deviceplugin::registration_client::RegistrationClient;
-use kubelet_api::deviceplugin::{RegisterRequest, VERSION};
 use kubelet_api::registration::registration_server::RegistrationServer;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use super::backoff::Backoff;
-use super::service::{Granter, OPTIONS, Service};
+use super::register::{self, register};
+use super::service::{Granter, Service};
+use super::socket::{self, Identity, SocketFile, identity};
+use crate::config::Resource;
+use crate::places::Places;
 use crate::pool::Pool;
 
-/// How long kubelet may take to answer a registration.
-const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a stopping server waits for calls in progress.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// How patient an endpoint is. [`Patience::default`] suits kubelet; tests have less.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// The first wait after a failed announcement.
+    /// The first wait after a failure; the next ones are longer.
     pub(crate) retry: Duration,
+    /// The longest wait after a failure.
+    pub(crate) retry_limit: Duration,
     /// How long kubelet may go without listening before the endpoint announces itself again, the first time.
     pub(crate) silence: Duration,
-    /// The longest wait of either kind.
-    pub(crate) limit: Duration,
+    /// The longest such time.
+    pub(crate) silence_limit: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         Self {
             retry: Duration::from_secs(1),
+            retry_limit: Duration::from_secs(60),
             silence: Duration::from_secs(15),
-            limit: Duration::from_secs(60),
+            silence_limit: Duration::from_secs(600),
         }
     }
 }
@@ -67,12 +68,8 @@ pub(crate) struct Endpoint {
 enum Lost {
     #[error("cannot watch for kubelet: {0}")]
     Watch(#[from] host::directory_watch::Error),
-    #[error("cannot listen on {}: {source}", path.display())]
-    Listen { path: PathBuf, source: io::Error },
-    #[error("another process serves {}; is a second device plugin running?", path.display())]
-    Taken { path: PathBuf },
-    #[error("socket {} was removed", path.display())]
-    Removed { path: PathBuf },
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
     #[error("the server ended")]
     Ended,
     #[error("kubelet refused the plugin: {0}")]
@@ -81,6 +78,13 @@ enum Lost {
     Silence,
     #[error("kubelet now has the directory {}", path.display())]
     Mode { path: PathBuf },
+}
+
+impl Lost {
+    /// Whether making the next socket at once is right: it is the announcement that is due.
+    fn is_routine(&self) -> bool {
+        matches!(self, Self::Socket(socket::Error::Removed { .. }) | Self::Mode { .. } | Self::Silence)
+    }
 }
 
 /// The way in which kubelet is told of the plugin.
@@ -92,65 +96,62 @@ enum Mode {
     Direct,
 }
 
-/// What tells one socket file from another at the same path: inode numbers alone are used again.
-type Identity = (u64, u64, i64, i64);
+impl Mode {
+    fn of(places: &Places) -> Self {
+        if places.plugins_registry().is_dir() { Self::Watched } else { Self::Direct }
+    }
 
-fn identity(path: &Path) -> Option<Identity> {
-    let file = std::fs::symlink_metadata(path).ok()?;
-    Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
+    fn directory(self, places: &Places) -> PathBuf {
+        match self {
+            Self::Watched => places.plugins_registry(),
+            Self::Direct => places.device_plugins(),
+        }
+    }
 }
 
 impl Endpoint {
     /// Serves until stopped, and removes the socket then.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let resource = self.pool.borrow().conf.resource.to_string();
-        let Patience { retry, limit, .. } = self.patience;
-        let mut failures = Backoff::new(retry, limit);
-        let mut silence = Backoff::new(self.patience.silence, limit * 10);
+        let Patience { retry, retry_limit, silence, silence_limit } = self.patience;
+        let mut waits = Waits {
+            failure: Backoff::new(retry, retry_limit),
+            silence: Backoff::new(silence, silence_limit),
+        };
+        let resource = self.pool.borrow().conf.resource.clone();
         while !stop.is_cancelled() {
-            let wait = match self.serve(&stop, &mut failures, &mut silence).await {
+            match self.serve(&resource, &mut waits, &stop).await {
                 Ok(()) => return,
-                // The next socket is the announcement: it must not wait.
-                Err(lost @ (Lost::Removed { .. } | Lost::Mode { .. })) => {
-                    tracing::info!(resource, reason = %lost, "serving anew");
-                    Duration::ZERO
-                }
-                Err(lost @ Lost::Silence) => {
-                    tracing::warn!(resource, reason = %lost, "serving anew");
-                    Duration::ZERO
+                Err(lost) if lost.is_routine() => {
+                    tracing::info!(%resource, reason = %lost, "serving anew");
                 }
                 Err(lost) => {
-                    let wait = failures.step();
-                    tracing::error!(resource, reason = %lost, ?wait, "will serve anew");
-                    wait
+                    let wait = waits.failure.step();
+                    tracing::error!(%resource, reason = %lost, ?wait, "will serve anew");
+                    let _ = timeout(wait, stop.cancelled()).await;
                 }
-            };
-            let _ = timeout(wait, stop.cancelled()).await;
+            }
         }
     }
 
     /// Serves one socket until stopped, or until it is of no use any more.
     async fn serve(
         &self,
+        resource: &Resource,
+        waits: &mut Waits,
         stop: &CancellationToken,
-        failures: &mut Backoff,
-        silence: &mut Backoff,
     ) -> Result<(), Lost> {
         let places = &self.granter.places;
-        let resource = self.pool.borrow().conf.resource.clone();
-        let mode = if places.plugins_registry().is_dir() { Mode::Watched } else { Mode::Direct };
-        let directory = match mode {
-            Mode::Watched => places.plugins_registry(),
-            Mode::Direct => places.device_plugins(),
-        };
-        let name = format!("{}_{}.sock", resource.prefix, resource.name);
-        let path = directory.join(&name);
+        let mode = Mode::of(places);
+        let directory = mode.directory(places);
         if !self.exists(&directory, stop).await {
             return Ok(());
         }
-        let mut watch = DirectoryWatch::new(&directory)?;
-        let mut parent = DirectoryWatch::new(&places.kubelet)?;
-        let socket = Socket::bind(&path).await?;
+        let name = format!("{}_{}.sock", resource.prefix, resource.name);
+        let path = directory.join(&name);
+        // Before anything is looked at, so that no change is missed.
+        let mut sockets = DirectoryWatch::new(&directory)?;
+        let mut directories = DirectoryWatch::new(&places.kubelet)?;
+        let (listener, file) = socket::bind(&path).await?;
         let ending = stop.child_token();
         let service =
             Service::new(self.pool.clone(), self.granter.clone(), path.display().to_string(), ending.clone());
@@ -158,102 +159,48 @@ impl Endpoint {
         let server = Server::builder()
             .add_service(DevicePluginServer::new(service.clone()))
             .add_service(RegistrationServer::new(service))
-            .serve_with_incoming_shutdown(
-                kubelet_api::incoming(socket.listener),
-                ending.clone().cancelled_owned(),
-            );
+            .serve_with_incoming_shutdown(kubelet_api::incoming(listener), ending.clone().cancelled_owned());
         let mut server = tokio::spawn(server);
-        // Whatever ends this function ends the server.
-        let _end = ending.clone().drop_guard();
+        // However this function ends, the server ends with it.
+        let _end = ending.drop_guard();
         tracing::info!(%resource, socket = %path.display(), ?mode, "serving");
 
-        let kubelet_socket = places.registration_socket();
-        let mut kubelet = None;
-        let mut announce_at = (mode == Mode::Direct).then(Instant::now);
-        let mut silent_at = Some(Instant::now() + silence.step());
+        let mut session = Session::new(places, resource, name, mode, file, waits);
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {
                     let _ = timeout(STOP_LIMIT, &mut server).await;
-                    socket.file.remove();
+                    session.file.remove();
                     return Ok(());
                 }
                 _ = &mut server => return Err(Lost::Ended),
-                changed = watch.changed() => {
+                changed = sockets.changed() => {
                     changed?;
-                    socket.file.check()?;
-                    let seen = identity(&kubelet_socket);
-                    // A kubelet that has just come deserves an answer at once.
-                    if mode == Mode::Direct && seen.is_some() && seen != kubelet {
-                        failures.reset();
-                        announce_at = Some(Instant::now());
-                    }
+                    session.sockets_changed()?;
                 }
-                changed = parent.changed() => {
+                changed = directories.changed() => {
                     changed?;
-                    socket.file.check()?;
-                    if mode == Mode::Direct && places.plugins_registry().is_dir() {
-                        socket.file.remove();
-                        return Err(Lost::Mode { path: places.plugins_registry() });
-                    }
+                    session.directories_changed()?;
                 }
-                changed = refusals.changed() => {
-                    let reason = refusals.borrow_and_update().clone().unwrap_or_default();
-                    if changed.is_ok() {
-                        socket.file.remove();
-                        return Err(Lost::Refused(reason));
-                    }
+                Ok(()) = refusals.changed() => {
+                    let reason = refusals.borrow_and_update().clone();
+                    return Err(session.give_up(Lost::Refused(reason.unwrap_or_default())));
                 }
-                changed = listeners.changed() => {
-                    let listening = *listeners.borrow_and_update() > 0;
-                    if changed.is_ok() && listening {
-                        failures.reset();
-                        silence.reset();
-                        (announce_at, silent_at) = (None, None);
-                    } else if silent_at.is_none() {
-                        tracing::warn!(%resource, "kubelet no longer listens");
-                        silent_at = Some(Instant::now() + silence.step());
-                    }
+                Ok(()) = listeners.changed() => {
+                    session.listeners_changed(*listeners.borrow_and_update());
                 }
-                () = until(announce_at) => {
-                    announce_at = None;
-                    let (seen, named) = (identity(&kubelet_socket), resource.to_string());
-                    let result = tokio::select! {
-                        result = register(&kubelet_socket, &name, &named) => result,
-                        () = stop.cancelled() => continue,
-                    };
-                    match result {
-                        Ok(()) => {
-                            tracing::info!(%resource, "registered with kubelet");
-                            kubelet = seen;
-                        }
-                        Err(error) => {
-                            let wait = failures.step();
-                            tracing::warn!(%resource, %error, ?wait, "cannot register with kubelet, will try again");
-                            announce_at = Some(Instant::now() + wait);
-                        }
-                    }
-                }
-                () = until(silent_at) => match mode {
-                    Mode::Direct => {
-                        silent_at = Some(Instant::now() + silence.step());
-                        announce_at = Some(announce_at.unwrap_or_else(Instant::now));
-                    }
-                    Mode::Watched => {
-                        socket.file.remove();
-                        return Err(Lost::Silence);
-                    }
-                },
+                Some(result) = session.calls.join_next() => session.called(result),
+                () = until(session.announce_at) => session.announce(),
+                () = until(session.silent_at) => session.silence()?,
             }
         }
     }
-}
 
-impl Endpoint {
     /// Waits until kubelet has made its directory; false if stopped before.
     async fn exists(&self, directory: &Path, stop: &CancellationToken) -> bool {
         if !directory.is_dir() {
-            tracing::warn!(directory = %directory.display(), "no such directory: waiting for kubelet to make it");
+            tracing::warn!(directory = %directory.display(), "waiting for kubelet to make it");
         }
         while !directory.is_dir() && !stop.is_cancelled() {
             let _ = timeout(self.patience.retry, stop.cancelled()).await;
@@ -262,96 +209,129 @@ impl Endpoint {
     }
 }
 
+/// The waits of an endpoint, which outlive its sockets.
+struct Waits {
+    failure: Backoff,
+    silence: Backoff,
+}
+
+/// The time of one socket: what kubelet is known to know, and what is to be done about it when.
+struct Session<'a> {
+    places: &'a Places,
+    resource: &'a Resource,
+    name: String,
+    mode: Mode,
+    file: SocketFile,
+    waits: &'a mut Waits,
+    /// The kubelet socket on which the resource was last registered.
+    kubelet: Option<Identity>,
+    /// Calls of `Register` that kubelet has yet to answer.
+    calls: JoinSet<Result<(), register::Error>>,
+    /// When to call `Register`.
+    announce_at: Option<Instant>,
+    /// When kubelet will have been silent for too long.
+    silent_at: Option<Instant>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        places: &'a Places,
+        resource: &'a Resource,
+        name: String,
+        mode: Mode,
+        file: SocketFile,
+        waits: &'a mut Waits,
+    ) -> Self {
+        let now = Instant::now();
+        let announce_at = (mode == Mode::Direct).then_some(now);
+        let silent_at = Some(now + waits.silence.step());
+        let calls = JoinSet::new();
+        Self { places, resource, name, mode, file, waits, kubelet: None, calls, announce_at, silent_at }
+    }
+
+    /// Gives the socket up. Its removal tells the plugin watcher, and the next one is news to it.
+    fn give_up(&self, reason: Lost) -> Lost {
+        self.file.remove();
+        reason
+    }
+
+    /// A file in the socket's directory came or went.
+    fn sockets_changed(&mut self) -> Result<(), Lost> {
+        self.file.check()?;
+        let kubelet = identity(&self.places.registration_socket());
+        // A kubelet that has just come deserves an answer at once.
+        if self.mode == Mode::Direct && kubelet.is_some() && kubelet != self.kubelet {
+            self.waits.failure.reset();
+            self.announce_at = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// A file or directory of kubelet's came or went.
+    fn directories_changed(&mut self) -> Result<(), Lost> {
+        self.file.check()?;
+        if Mode::of(self.places) != self.mode {
+            return Err(self.give_up(Lost::Mode { path: self.places.plugins_registry() }));
+        }
+        Ok(())
+    }
+
+    fn listeners_changed(&mut self, count: usize) {
+        if count > 0 {
+            self.waits.failure.reset();
+            self.waits.silence.reset();
+            (self.announce_at, self.silent_at) = (None, None);
+        } else if self.silent_at.is_none() {
+            tracing::warn!(resource = %self.resource, "kubelet no longer listens");
+            self.silent_at = Some(Instant::now() + self.waits.silence.step());
+        }
+    }
+
+    /// Calls `Register`, and does not wait for the answer: kubelet can listen before it comes.
+    fn announce(&mut self) {
+        let socket = self.places.registration_socket();
+        let (name, resource) = (self.name.clone(), self.resource.to_string());
+        self.announce_at = None;
+        self.kubelet = identity(&socket);
+        self.calls.spawn(async move { register(&socket, &name, &resource).await });
+    }
+
+    fn called(&mut self, result: Result<Result<(), register::Error>, JoinError>) {
+        let resource = self.resource;
+        match result {
+            Ok(Ok(())) => tracing::info!(%resource, "registered with kubelet"),
+            Ok(Err(error)) => self.call_failed(&error),
+            Err(error) => self.call_failed(&error),
+        }
+    }
+
+    fn call_failed(&mut self, error: &impl std::fmt::Display) {
+        let wait = self.waits.failure.step();
+        tracing::warn!(resource = %self.resource, %error, ?wait, "cannot register with kubelet, will try again");
+        self.kubelet = None;
+        self.announce_at = Some(Instant::now() + wait);
+    }
+
+    /// kubelet has been silent for too long.
+    fn silence(&mut self) -> Result<(), Lost> {
+        match self.mode {
+            Mode::Watched => Err(self.give_up(Lost::Silence)),
+            Mode::Direct => {
+                let now = Instant::now();
+                if self.calls.is_empty() {
+                    self.announce_at = self.announce_at.or(Some(now));
+                }
+                self.silent_at = Some(now + self.waits.silence.step());
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Waits for a moment that may never come.
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
         None => pending().await,
-    }
-}
-
-/// Why `Register` failed.
-#[derive(Debug, thiserror::Error)]
-enum RegisterError {
-    #[error(transparent)]
-    Connect(#[from] kubelet_api::ConnectError),
-    #[error("kubelet answered: {0}")]
-    Refused(#[from] tonic::Status),
-    #[error("kubelet did not answer within {REGISTER_LIMIT:?}")]
-    Timeout,
-}
-
-async fn register(socket: &Path, endpoint: &str, resource: &str) -> Result<(), RegisterError> {
-    let call = async {
-        let mut client = RegistrationClient::new(kubelet_api::connect(socket).await?);
-        let request = RegisterRequest {
-            version: VERSION.to_owned(),
-            endpoint: endpoint.to_owned(),
-            resource_name: resource.to_owned(),
-            options: Some(OPTIONS),
-        };
-        client.register(request).await?;
-        Ok(())
-    };
-    timeout(REGISTER_LIMIT, call).await.unwrap_or(Err(RegisterError::Timeout))
-}
-
-/// A listening socket and its file.
-struct Socket {
-    listener: UnixListener,
-    file: SocketFile,
-}
-
-/// The file of a socket of ours, as long as it is ours.
-struct SocketFile {
-    path: PathBuf,
-    identity: Option<Identity>,
-}
-
-impl Socket {
-    /// Listens on `path`, in the place of a socket that nobody serves any more.
-    async fn bind(path: &Path) -> Result<Self, Lost> {
-        if is_served(path).await {
-            return Err(Lost::Taken { path: path.to_owned() });
-        }
-        let listen = || -> io::Result<UnixListener> {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            UnixListener::bind(path)
-        };
-        let listener = listen().map_err(|source| Lost::Listen { path: path.to_owned(), source })?;
-        let file = SocketFile { path: path.to_owned(), identity: identity(path) };
-        Ok(Self { listener, file })
-    }
-}
-
-/// Whether somebody accepts connections on `path`, also after a moment: a plugin that is just being replaced stops.
-async fn is_served(path: &Path) -> bool {
-    for _ in 0..3 {
-        if UnixStream::connect(path).await.is_err() {
-            return false;
-        }
-        sleep(STOP_LIMIT / 4).await;
-    }
-    true
-}
-
-impl SocketFile {
-    /// Whether the file is still there and ours.
-    fn check(&self) -> Result<(), Lost> {
-        let path = || self.path.clone();
-        match identity(&self.path) {
-            None => Err(Lost::Removed { path: path() }),
-            found if found == self.identity => Ok(()),
-            Some(_) => Err(Lost::Taken { path: path() }),
-        }
-    }
-
-    fn remove(&self) {
-        if self.check().is_ok() {
-            let _ = std::fs::remove_file(&self.path);
-        }
     }
 }

@@ -2,7 +2,9 @@
 
 mod backoff;
 mod endpoint;
+mod register;
 mod service;
+mod socket;
 
 pub(crate) use endpoint::{Endpoint, Patience};
 pub(crate) use service::Granter;

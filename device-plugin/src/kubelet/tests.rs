@@ -73,7 +73,12 @@ impl Node {
                 device_info: device_info::Directory::new(self.places.device_info.clone()),
                 cdi: None,
             }),
-            patience: Patience { retry: ms(20), silence: ms(300), limit: ms(100) },
+            patience: Patience {
+                retry: ms(20),
+                retry_limit: ms(100),
+                silence: ms(300),
+                silence_limit: ms(300),
+            },
         };
         self.plugin = Some(tokio::spawn(endpoint.run(self.stop.clone())));
     }

@@ -1,0 +1,215 @@
+//! The program as a whole, on a fake sysfs and with directories of its own.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use host::sysfs::fake::FakeSysfs;
+use kubelet_api::deviceplugin::device_plugin_client::DevicePluginClient;
+use kubelet_api::deviceplugin::{Empty, ListAndWatchResponse};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use tonic::Streaming;
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Node {
+    fake: FakeSysfs,
+    directory: TempDir,
+}
+
+impl Node {
+    /// A PF with two VFs, one for each kind of driver.
+    fn new() -> Self {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:3b:00.0").driver("igb").netdev("ens1f0").sriov(7);
+        let node = Self { fake, directory: tempfile::tempdir().unwrap() };
+        node.add_vf(0, "igbvf");
+        node.add_vf(1, "vfio-pci");
+        fs::create_dir_all(node.path("kubelet/plugins_registry")).unwrap();
+        node
+    }
+
+    fn add_vf(&self, number: u32, driver: &str) {
+        self.fake.pci(&format!("0000:3b:10.{number}")).vf_of("0000:3b:00.0", number).driver(driver);
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Puts a new file in the place of the configuration, as kubelet does with a ConfigMap.
+    fn configure(&self, text: &str) {
+        fs::write(self.path("new"), text).unwrap();
+        fs::rename(self.path("new"), self.path("config.json")).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sriov-device-plugin"));
+        for (flag, path) in [
+            ("-config-file", self.path("config.json")),
+            ("-sysfs-root", self.fake.root().to_owned()),
+            ("-dev-root", self.path("dev")),
+            ("-kubelet-root", self.path("kubelet")),
+            ("-device-info-dir", self.path("devinfo")),
+        ] {
+            command.arg(flag).arg(path);
+        }
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn socket(&self, resource: &str) -> PathBuf {
+        self.path("kubelet/plugins_registry").join(format!("intel.com_{resource}.sock"))
+    }
+
+    async fn list(&self, resource: &str) -> List {
+        let socket = self.socket(resource);
+        until(|| socket.exists()).await;
+        let mut client = DevicePluginClient::new(kubelet_api::connect(&socket).await.unwrap());
+        List(client.list_and_watch(Empty {}).await.unwrap().into_inner())
+    }
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, wait).await.unwrap();
+}
+
+/// A list as kubelet gets it.
+struct List(Streaming<ListAndWatchResponse>);
+
+impl List {
+    async fn next(&mut self) -> Vec<String> {
+        let list = timeout(SOON, self.0.message()).await.unwrap().unwrap().unwrap();
+        list.devices.into_iter().map(|device| format!("{} {}", device.id, device.health)).collect()
+    }
+}
+
+struct Plugin(Child);
+
+impl Plugin {
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Stops it as a container runtime does; its log.
+    fn stop(mut self) -> String {
+        self.signal("-TERM");
+        assert!(self.0.wait().unwrap().success());
+        std::io::read_to_string(self.0.stderr.take().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const CONFIG: &str =
+    r#"{"resourceList": [{"resourceName": "vfs", "selectors": {"pfNames": ["ens1f0#0-6"]}}]}"#;
+
+#[tokio::test]
+async fn vfs_that_come_and_go_reach_kubelet() {
+    let node = Node::new();
+    node.configure(CONFIG);
+    let plugin = Plugin(node.command(&[]).spawn().unwrap());
+    let mut list = node.list("vfs").await;
+    assert_eq!(list.next().await, ["0000:3b:10.0 Healthy", "0000:3b:10.1 Healthy"]);
+    node.add_vf(2, "igbvf");
+    // A fake sysfs sends no events; SIGHUP looks at everything.
+    plugin.signal("-HUP");
+    assert_eq!(list.next().await.len(), 3);
+    node.fake.remove("0000:3b:10.1");
+    node.fake.pci("0000:3b:00.0").net_attribute("ens1f0", "carrier", "0");
+    plugin.signal("-HUP");
+    assert_eq!(list.next().await, ["0000:3b:10.0 Unhealthy", "0000:3b:10.2 Unhealthy"]);
+    let log = plugin.stop();
+    assert!(log.contains("the PF has no carrier"), "{log}");
+    assert!(!node.socket("vfs").exists());
+    assert!(list.0.message().await.is_ok_and(|end| end.is_none()), "the stream ends in order");
+}
+
+#[tokio::test]
+async fn a_new_configuration_takes_effect_and_a_bad_one_does_not() {
+    let node = Node::new();
+    node.configure(CONFIG);
+    let plugin = Plugin(node.command(&[]).spawn().unwrap());
+    let mut vfs = node.list("vfs").await;
+    assert_eq!(vfs.next().await.len(), 2);
+    node.configure(
+        r#"{"resourceList": [{"resourceName": "dpdk", "selectors": {"drivers": ["vfio-pci"]}},
+        {"resourceName": "vfs"}]}"#,
+    );
+    assert_eq!(vfs.next().await, ["0000:3b:10.0 Healthy"]);
+    let mut dpdk = node.list("dpdk").await;
+    assert_eq!(dpdk.next().await, ["0000:3b:10.1 Healthy"]);
+    node.configure(r#"{"resourceList": 5}"#);
+    sleep(Duration::from_millis(500)).await;
+    assert!(node.socket("dpdk").exists() && node.socket("vfs").exists());
+    node.configure(CONFIG);
+    assert_eq!(vfs.next().await.len(), 2);
+    let gone = node.socket("dpdk");
+    until(|| !gone.exists()).await;
+    let log = plugin.stop();
+    assert!(log.contains("keeping the old configuration") && log.contains("config.json:1:18"), "{log}");
+}
+
+#[tokio::test]
+async fn no_devices_and_no_pools_are_no_reason_to_end() {
+    let node = Node::new();
+    node.configure(r#"{"resourceList": null}"#);
+    let plugin = Plugin(node.command(&[]).spawn().unwrap());
+    sleep(Duration::from_millis(300)).await;
+    node.configure(r#"{"resourceList": [{"resourceName": "none", "selectors": {"vendors": ["ffff"]}}]}"#);
+    let mut list = node.list("none").await;
+    assert_eq!(list.next().await, [""; 0]);
+    plugin.stop();
+}
+
+#[test]
+fn what_is_wrong_at_the_start_is_said_in_one_line() {
+    let node = Node::new();
+    let said = |arguments: &[&str], code: i32| {
+        let output = node.run(arguments);
+        assert_eq!(output.status.code(), Some(code));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let missing = said(&[], 1);
+    assert!(missing.contains("config.json: No such file") && missing.lines().count() == 1, "{missing}");
+    node.configure("{\n  \"resourceList\": [{\"resourceName\": \"a b\"}]\n}");
+    let bad = said(&[], 1);
+    assert!(bad.contains("config.json:2:37: resourceList[0].resourceName"), "{bad}");
+    assert!(said(&["--no-such-flag"], 2).contains("--no-such-flag is not defined"));
+}
+
+#[test]
+fn reports_go_to_standard_output() {
+    let node = Node::new();
+    node.configure(CONFIG);
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let explained = text(node.run(&["-explain"]));
+    assert!(explained.contains("├─ #0  0000:3b:10.0  igbvf  8086:10ca  -> intel.com/vfs"), "{explained}");
+    let json = text(node.run(&["-explain", "-output", "json"]));
+    assert_eq!(json.matches("\"id\": \"0000:3b:10.1\"").count(), 1, "{json}");
+    assert_eq!(node.run(&["-check-config"]).status.code(), Some(0));
+    node.configure(r#"{"resourceList": [{"resourceName": "a", "selector": {}}]}"#);
+    let checked = node.run(&["-check-config"]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(text(checked).contains("config.json:1:53: resourceList[0].selector: unknown key"));
+    assert!(text(node.run(&["-version"])).starts_with("sriov-device-plugin "));
+    assert!(text(node.run(&["-help"])).contains("-config-file"));
+}
