@@ -1,7 +1,7 @@
 //! ADD: look, plan, write the intent down, act; on any failure undo all of it.
 
 use cni::{CniResult, Interface, Request};
-use host::netlink::{Link, VfOption, VfSetting, VfSettings};
+use host::netlink::{Link, VfOption};
 use host::{Netlink, Netns};
 use tracing::{info, warn};
 
@@ -170,59 +170,33 @@ impl Attachment<'_> {
             Step::Vf(setting) => Some(*setting),
             _ => None,
         });
-        self.verify(&settings.collect::<Vec<_>>()).await
+        self.vf.await_settings(self.machine, &settings.collect::<Vec<_>>()).await
     }
 
     async fn step(&self, step: &Step) -> Result<(), Error> {
         let here = &self.machine.netlink;
         match step {
-            Step::Vf(setting) => self.vf.set(self.machine, *setting).await,
-            Step::Down => Ok(here.set_up(self.link_here().await?.index, false).await?),
-            Step::RemoveAltname(name) => Ok(here.remove_altname(self.link_here().await?.index, name).await?),
-            Step::Mac(mac) => {
-                netdev::set_mac(&self.machine.netns, here, self.link_here().await?.index, *mac).await
-            }
-            Step::Mtu(mtu) => Ok(here.set_mtu(self.link_here().await?.index, *mtu).await?),
-            Step::Move => {
-                Ok(here.move_link(self.link_here().await?.index, self.netns, &self.request.ifname).await?)
-            }
+            Step::Vf(setting) => return self.vf.set(self.machine, *setting).await,
+            Step::Down(index) => here.set_up(*index, false).await?,
+            Step::RemoveAltname(index, name) => here.remove_altname(*index, name).await?,
+            Step::Mac(index, mac) => return netdev::set_mac(&self.machine.netns, here, *index, *mac).await,
+            Step::Mtu(index, mtu) => here.set_mtu(*index, *mtu).await?,
+            Step::Move(index, name) => here.move_link(*index, self.netns, name).await?,
             Step::Up => {
                 address::prepare(self.netns, &self.request.ifname)?;
-                Ok(self.container.set_up(self.link_in_container().await?.index, true).await?)
+                self.container.set_up(self.link_in_container().await?.index, true).await?;
             }
         }
+        Ok(())
     }
 
-    async fn link_here(&self) -> Result<Link, Error> {
-        self.present(self.vf.link_here(self.machine).await?)
-    }
-
+    /// The interface in the container, under the name that it was moved there.
     async fn link_in_container(&self) -> Result<Link, Error> {
-        self.present(self.vf.link_in(self.machine, self.netns, self.container).await?)
-    }
-
-    fn present(&self, link: Option<Link>) -> Result<Link, Error> {
+        let link = self.container.link_by_name(&self.request.ifname).await?;
         link.ok_or_else(|| Error::Lost {
             device: self.vf.address(),
             driver: self.vf.driver_name().to_owned(),
         })
-    }
-
-    /// Sees that the settings were taken over, as some drivers do only after a while.
-    async fn verify(&self, settings: &[VfSetting]) -> Result<(), Error> {
-        let Some(reported) = self.vf.settings(self.machine).await? else { return Ok(()) };
-        let differing = |reported: &VfSettings| {
-            settings.iter().find_map(|setting| self.vf.verify(reported, *setting).err())
-        };
-        match differing(&reported) {
-            None => Ok(()),
-            Some(first) => netdev::wait_for(netdev::MAC_LIMIT, async || {
-                let reported = self.vf.settings(self.machine).await?;
-                Ok(reported.is_none_or(|reported| differing(&reported).is_none()).then_some(()))
-            })
-            .await?
-            .ok_or(first),
-        }
     }
 
     /// Has IPAM give addresses, configures them and builds the result.

@@ -33,16 +33,16 @@ pub struct Observed {
 pub enum Step {
     /// A setting made through the PF.
     Vf(VfSetting),
-    /// Set the interface down.
-    Down,
-    /// Take an alternative name away that would clash in the container.
-    RemoveAltname(String),
+    /// Set the interface with this index down.
+    Down(u32),
+    /// Take an alternative name of the interface away that would clash in the container.
+    RemoveAltname(u32, String),
     /// Set the interface's own hardware address.
-    Mac(MacAddress),
-    /// Set the interface's MTU.
-    Mtu(u32),
-    /// Move the interface into the container, under its name there.
-    Move,
+    Mac(u32, MacAddress),
+    /// Set the interface's MTU, in bytes.
+    Mtu(u32, u32),
+    /// Move the interface into the container, under this name.
+    Move(u32, String),
     /// Set the interface up, in the container.
     Up,
 }
@@ -108,20 +108,22 @@ fn unreported(device: PciAddress, setting: &str) -> Error {
 }
 
 fn through_netdev(conf: &Conf, ifname: &str, link: &Link, taken: &[String], steps: &mut Vec<Step>) {
+    let index = link.index;
     if link.up {
-        steps.push(Step::Down);
+        steps.push(Step::Down(index));
     }
     // The kernel refuses to move an interface one of whose alternative names is in use in the target,
     // and to give it a name that is its own alternative one.
     let clashes = |altname: &&String| *altname == ifname || taken.contains(altname);
-    steps.extend(link.altnames.iter().filter(clashes).cloned().map(Step::RemoveAltname));
+    let clashing = link.altnames.iter().filter(clashes).cloned();
+    steps.extend(clashing.map(|altname| Step::RemoveAltname(index, altname)));
     if let Some(mac) = conf.mac {
-        steps.push(Step::Mac(mac));
+        steps.push(Step::Mac(index, mac));
     }
     if let Some(mtu) = conf.mtu.filter(|mtu| *mtu != link.mtu) {
-        steps.push(Step::Mtu(mtu));
+        steps.push(Step::Mtu(index, mtu));
     }
-    steps.extend([Step::Move, Step::Up]);
+    steps.extend([Step::Move(index, ifname.to_owned()), Step::Up]);
 }
 
 #[cfg(test)]
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn an_empty_configuration_just_moves_the_interface() {
-        assert_eq!(plan(&conf(""), "net1", &observed()).unwrap(), [Step::Move, Step::Up]);
+        assert_eq!(plan(&conf(""), "net1", &observed()).unwrap(), [Step::Move(7, "net1".into()), Step::Up]);
     }
 
     #[test]
@@ -178,12 +180,12 @@ mod tests {
             Step::Vf(VfSetting::Spoofchk(false)),
             Step::Vf(VfSetting::Trust(true)),
             Step::Vf(VfSetting::LinkState(VfLinkState::Disable)),
-            Step::Down,
-            Step::RemoveAltname("net1".into()),
-            Step::RemoveAltname("taken".into()),
-            Step::Mac(mac),
-            Step::Mtu(9000),
-            Step::Move,
+            Step::Down(7),
+            Step::RemoveAltname(7, "net1".into()),
+            Step::RemoveAltname(7, "taken".into()),
+            Step::Mac(7, mac),
+            Step::Mtu(7, 9000),
+            Step::Move(7, "net1".into()),
             Step::Up,
         ];
         assert_eq!(plan(&conf(keys), "net1", &observed).unwrap(), expected);
@@ -193,7 +195,8 @@ mod tests {
     fn what_stands_already_is_left_alone_but_for_the_mac() {
         let keys = r#""vlan":0,"mac":"02:00:00:00:00:01","min_tx_rate":0,"spoofchk":"on","link_state":"auto","mtu":1500"#;
         let mac = "02:00:00:00:00:01".parse().unwrap();
-        let expected = [Step::Vf(VfSetting::Mac(mac)), Step::Mac(mac), Step::Move, Step::Up];
+        let expected =
+            [Step::Vf(VfSetting::Mac(mac)), Step::Mac(7, mac), Step::Move(7, "net1".into()), Step::Up];
         assert_eq!(plan(&conf(keys), "net1", &observed()).unwrap(), expected);
         // What the driver does not report may stand or not.
         let trust = plan(&conf(r#""trust":"off""#), "net1", &observed()).unwrap();

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use host::netlink::{Link, VfOption};
+use host::netlink::{Link, VfOption, VfSetting};
 use host::{Netlink, Netns};
 use tracing::{info, warn};
 
@@ -48,41 +48,45 @@ pub(crate) async fn restore(machine: &Machine, record: &Record, also: Option<&Pa
         None => None,
     };
     if record.changes.contains(&VfOption::Mac) {
-        restore_option(machine, &vf, record, VfOption::Mac, &mut errors).await;
+        restore_options(machine, &vf, record, &[VfOption::Mac], &mut errors).await;
     }
     if let (Some(link), Some(baseline)) = (&home, &record.baseline.netdev) {
         restore_netdev(machine, link, baseline, &mut errors).await;
     }
-    for option in ORDER {
-        // Programs in the container may change the MAC that the PF reports, whether or not ADD did.
-        if option == VfOption::Mac || record.changes.contains(&option) {
-            restore_option(machine, &vf, record, option, &mut errors).await;
-        }
-    }
+    // Programs in the container may change the MAC that the PF reports, whether or not ADD did.
+    let touched = |option: &VfOption| *option == VfOption::Mac || record.changes.contains(option);
+    let options: Vec<_> = ORDER.into_iter().filter(touched).collect();
+    restore_options(machine, &vf, record, &options, &mut errors).await;
     if errors.is_empty() { Ok(()) } else { Err(Error::NotReleased(errors)) }
 }
 
-async fn restore_option(
+/// Puts the options back that differ from the baseline, and sees that they stay.
+async fn restore_options(
     machine: &Machine,
     vf: &Vf,
     record: &Record,
-    option: VfOption,
+    options: &[VfOption],
     errors: &mut Vec<Error>,
 ) {
-    let Some(wanted) = record.baseline.vf.as_ref().and_then(|vf| vf.get(option)) else { return };
+    let Some(baseline) = &record.baseline.vf else { return };
+    let differing = async || -> Result<Vec<VfSetting>, Error> {
+        let Some(reported) = vf.settings(machine).await? else { return Ok(Vec::new()) };
+        let wanted = options.iter().filter_map(|option| baseline.get(*option));
+        Ok(wanted.filter(|wanted| reported.get(wanted.option()) != Some(*wanted)).collect())
+    };
     let restored = async {
-        // Read anew each time: one setting may change another.
-        let Some(reported) = vf.settings(machine).await? else { return Ok(()) };
-        if reported.get(option) == Some(wanted) {
+        let differences = differing().await?;
+        if differences.is_empty() {
             return Ok(());
         }
-        vf.set(machine, wanted).await?;
-        match vf.settings(machine).await? {
-            Some(reported) => vf.verify(&reported, wanted),
-            None => Ok(()),
+        for setting in differences {
+            errors.extend(vf.set(machine, setting).await.err());
         }
+        let wanted: Vec<_> = options.iter().filter_map(|option| baseline.get(*option)).collect();
+        vf.await_settings(machine, &wanted).await
     };
-    errors.extend(restored.await.err());
+    let result = restored.await;
+    errors.extend(result.err());
 }
 
 /// Moves the interface into our namespace under its old name, if it is not there already. `None` when the

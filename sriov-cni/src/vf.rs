@@ -1,14 +1,20 @@
 //! A VF as it stands now: its PF, its driver, its interface.
 
+use std::time::Duration;
+
 use host::netlink::{Link, VfOption, VfSetting, VfSettings};
 use host::sysfs::{PciDevice, SysfsError};
 use host::{Netlink, Netns, PciAddress, Sysfs};
 
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::netdev::wait_for;
 
 /// Userspace drivers that make neither a `vfio-dev` nor a `uio` directory before Linux 6.1.
 const USERSPACE_DRIVERS: [&str; 2] = ["uio_pci_generic", "igb_uio"];
+
+/// How long a driver gets until a setting that it accepted reads back.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A VF.
 #[derive(Debug)]
@@ -104,25 +110,40 @@ impl Vf {
         })
     }
 
-    /// Verifies that a setting that was made reads back. Only what drivers report exactly is compared:
-    /// rates are rounded, and not every driver knows trust or link state.
-    pub(crate) fn verify(&self, reported: &VfSettings, wanted: VfSetting) -> Result<(), Error> {
+    /// Sees that settings that were made read back, as with some drivers they do only after a while.
+    pub(crate) async fn await_settings(
+        &self,
+        machine: &Machine,
+        settings: &[VfSetting],
+    ) -> Result<(), Error> {
+        let differing = async || -> Result<Option<Error>, Error> {
+            let Some(reported) = self.settings(machine).await? else { return Ok(None) };
+            Ok(settings.iter().find_map(|setting| self.difference(&reported, *setting)))
+        };
+        let Some(mut difference) = differing().await? else { return Ok(()) };
+        let settled = wait_for(SETTLE_LIMIT, async || match differing().await? {
+            None => Ok(Some(())),
+            Some(remaining) => {
+                difference = remaining;
+                Ok(None)
+            }
+        });
+        settled.await?.ok_or(difference)
+    }
+
+    /// How a setting differs from what the PF reports. Only what drivers report exactly is compared: rates
+    /// are rounded, and not every driver knows trust or link state.
+    fn difference(&self, reported: &VfSettings, wanted: VfSetting) -> Option<Error> {
         let option = wanted.option();
         let what = match option {
             VfOption::Mac => "administrative MAC",
             VfOption::Vlan => "VLAN",
             VfOption::Spoofchk => "spoofchk",
-            VfOption::Trust | VfOption::LinkState | VfOption::Rate => return Ok(()),
+            VfOption::Trust | VfOption::LinkState | VfOption::Rate => return None,
         };
-        match reported.get(option) {
-            Some(found) if found != wanted => Err(Error::Differs {
-                device: self.address(),
-                what,
-                found: found.to_string(),
-                wanted: wanted.to_string(),
-            }),
-            _ => Ok(()),
-        }
+        let found = reported.get(option).filter(|found| *found != wanted)?;
+        let (found, wanted) = (found.to_string(), wanted.to_string());
+        Some(Error::Differs { device: self.address(), what, found, wanted })
     }
 
     /// The VF's interface in the namespace `netns`, which `netlink` is connected to.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage, Prop};
 use rtnetlink::{LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
@@ -33,6 +34,9 @@ const IFF_UP: u32 = 1;
 const IFF_RUNNING: u32 = 1 << 6;
 const IFF_PROMISC: u32 = 1 << 8;
 const IFF_ALLMULTI: u32 = 1 << 9;
+
+/// Size of an interface name with its NUL.
+const IFNAMSIZ: usize = 16;
 
 /// A network interface as RTM_NEWLINK describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -126,19 +130,16 @@ impl Netlink {
     /// # Errors
     /// Any refusal other than absence.
     pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, Error> {
-        // Linux 5.5 and newer look alternative names up with IFLA_ALT_IFNAME only.
-        let operation = || format!("reading interface {name}");
-        let by_name = self.get_link(LinkUnspec::new_with_name(name), operation).await?;
-        if by_name.is_some() {
-            return Ok(by_name);
-        }
-        let alternative = LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())]);
-        let by_altname = LinkMessageBuilder::<LinkUnspec>::default().append_extra_attribute(alternative);
-        match self.get_link(by_altname, operation).await {
-            // Older kernels find neither name nor index in the request and call it invalid.
-            Err(Error::Kernel { .. }) => Ok(None),
-            other => other,
-        }
+        let message = LinkMessageBuilder::<LinkUnspec>::default();
+        // By the ordinary attribute the kernel finds names and alternative names, but takes none that is
+        // too long for a name.
+        let message = if name.len() < IFNAMSIZ {
+            message.name(name)
+        } else {
+            let attribute = DefaultNla::new(IFLA_ALT_IFNAME, [name.as_bytes(), &[0]].concat());
+            message.append_extra_attribute(LinkAttribute::Other(attribute))
+        };
+        self.get_link(message, || format!("reading interface {name}")).await
     }
 
     async fn get_link(
@@ -342,6 +343,10 @@ mod tests {
             assert!(link.is_called("d1") && link.is_called("other") && !link.is_called("d0"));
             netlink.remove_altname(index, "other").await.unwrap();
             assert_eq!(netlink.link_by_name("other").await.unwrap(), None);
+            let long = "a-name-that-is-longer-than-fifteen-bytes";
+            assert_eq!(netlink.link_by_name(long).await.unwrap(), None);
+            netlink.add_altname(index, long).await.unwrap();
+            assert_eq!(named(&netlink, long).await.index, index);
             assert_eq!(netlink.links().await.unwrap().len(), 3);
             netlink.delete_link(index).await.unwrap();
             assert_eq!(netlink.link(index).await.unwrap(), None);

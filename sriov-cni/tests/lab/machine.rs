@@ -11,12 +11,18 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_sriov");
+/// The program under test: the one built with these tests, or the one that PODRAIL_SRIOV names.
+fn program() -> String {
+    std::env::var("PODRAIL_SRIOV").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sriov").to_owned())
+}
+
 pub(crate) const STATE: &str = "/var/lib/cni/sriov";
 const CNI_PATH: &str = "/usr/lib/cni";
 
 /// The VFs that tests hold. A test that makes VFs anew holds all of them.
 static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// The VFs that failed tests left as they were; no other test is to fail because of them.
+static SPOILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 static FREED: Condvar = Condvar::new();
 
 /// Runs a program to its end; its standard output.
@@ -46,6 +52,9 @@ struct Lease(String);
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            SPOILT.lock().unwrap_or_else(PoisonError::into_inner).insert(self.0.clone());
+        }
         TAKEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
         FREED.notify_all();
     }
@@ -74,7 +83,7 @@ impl Vf {
 
     /// Takes all VFs; waits until no test has any.
     pub(crate) fn take_all() -> Vec<Self> {
-        Self::take_many(all_vfs().len())
+        Self::take_many(sound_vfs().len())
     }
 
     fn leased((address, pf, index): (String, String, usize)) -> Self {
@@ -158,6 +167,11 @@ impl Vf {
         assert_eq!(&self.snapshot(), before, "{situation}");
         assert!(!self.has_state(), "{situation}: state is left for {}", self.address);
     }
+}
+
+fn sound_vfs() -> Vec<(String, String, usize)> {
+    let spoilt = SPOILT.lock().unwrap_or_else(PoisonError::into_inner);
+    all_vfs().into_iter().filter(|vf| !spoilt.contains(&vf.0)).collect()
 }
 
 /// Address, PF and number of each VF of the machine.
@@ -265,7 +279,8 @@ impl Outcome {
 
 /// Calls the program; `wrapper` goes in front of it (a tracer).
 pub(crate) fn call(command: &str, pod: &Pod, netns: &str, conf: &Value, wrapper: &[&str]) -> Outcome {
-    let line = [wrapper, &[PROGRAM]].concat();
+    let program = program();
+    let line = [wrapper, &[&program]].concat();
     let (program, arguments) = line.split_first().unwrap();
     let mut child = Command::new(program)
         .args(arguments)
