@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::inside;
 use crate::pod::PodSpec;
@@ -127,8 +128,9 @@ async fn separate_vlans(story: &mut Story, session: &Session) -> Result<Vec<Runn
 
 /// A pod whose VF belongs to DPDK.
 async fn send_packets(story: &mut Story, session: &Session) -> Result<Running> {
-    story.chapter("A fourth pod drives a VF with DPDK: dpdk-testpmd through vfio-pci");
-    let pod = session.run(testpmd::pod("dpdk")).await?;
+    story.chapter("A fourth pod drives a VF with DPDK: dpdk-testpmd through vfio-pci, on VLAN 300");
+    session.vfio_network("dpdk300", 300).await?;
+    let pod = session.run(testpmd::pod("dpdk").networks("dpdk300")).await?;
     let vf = pod.inside.env("PCIDEVICE_INTEL_COM_SRIOV_DPDK").unwrap_or("?");
     story.say(format!("dpdk runs, its VF is {vf}; testpmd reports:"));
     let mut shown = 0;
@@ -173,11 +175,29 @@ fn before_and_after(before: &Vfs, after: &Vfs) -> String {
     table::lines(&head, &rows).join("\n")
 }
 
-/// A network-status with one line for each network.
+/// A network-status with one line for each network, its members in their order.
 fn compact(text: &str) -> Result<String> {
-    let networks: Vec<Value> =
+    let networks: Vec<&RawValue> =
         serde_json::from_str(text).with_context(|| format!("network-status: {text}"))?;
-    Ok(networks.iter().map(|network| format!("  {network}")).collect::<Vec<_>>().join("\n"))
+    Ok(networks
+        .iter()
+        .map(|network| format!("  {}", without_spaces(network.get())))
+        .collect::<Vec<_>>()
+        .join("\n"))
+}
+
+/// JSON without the white space between its tokens.
+fn without_spaces(json: &str) -> String {
+    let (mut in_string, mut escaped) = (false, false);
+    let keeps = |character: &char| {
+        let keep = in_string || !character.is_ascii_whitespace();
+        if *character == '"' && !escaped {
+            in_string = !in_string;
+        }
+        escaped = in_string && *character == '\\' && !escaped;
+        keep
+    };
+    json.chars().filter(keeps).collect()
 }
 
 /// A number with its thousands set apart.
@@ -206,7 +226,8 @@ mod tests {
 
     #[test]
     fn network_status_is_one_line_per_network() {
-        let text = "[{\n    \"name\": \"a\"\n},{\n    \"name\": \"b\"\n}]";
-        assert_eq!(compact(text).unwrap(), "  {\"name\":\"a\"}\n  {\"name\":\"b\"}");
+        let text = "[{\n    \"name\": \"a \\\" b\\\\\", \"dns\": {}\n},{\n    \"name\": \"c\" }]";
+        let lines = "  {\"name\":\"a \\\" b\\\\\",\"dns\":{}}\n  {\"name\":\"c\"}";
+        assert_eq!(compact(text).unwrap(), lines);
     }
 }

@@ -134,6 +134,15 @@ impl Session {
         self.cluster.create_nad(name, &sriov(vlan, &json!({"type": "static"})), Some(NETDEVICE)).await
     }
 
+    /// Creates the NAD of VFs on `vlan` that belong to a program.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn vfio_network(&self, name: &str, vlan: u16) -> Result<()> {
+        let config = json!({"cniVersion": "1.0.0", "type": "sriov", "vlan": vlan});
+        self.cluster.create_nad(name, &config, Some(VFIO)).await
+    }
+
     /// Fails if any VF differs from `before`.
     ///
     /// # Errors

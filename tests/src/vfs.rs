@@ -129,13 +129,13 @@ impl Vf {
         settings.map(|setting| setting.to_string()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Driver, interface, MAC, MTU and VLAN, for tables.
+    /// Driver, interface, MAC (without an interface the one that the PF knows), MTU and VLAN, for tables.
     pub fn summary(&self) -> [String; 5] {
         let netdev = self.netdev.as_ref();
         [
             text(self.driver.as_ref()),
             text(netdev.map(|netdev| &netdev.name)),
-            text(netdev.and_then(|netdev| netdev.mac.as_ref())),
+            text(netdev.map_or(self.admin.mac.as_ref(), |netdev| netdev.mac.as_ref())),
             text(netdev.map(|netdev| netdev.mtu).as_ref()),
             text(self.admin.vlan.as_ref().map(|vlan| vlan.id).as_ref()),
         ]

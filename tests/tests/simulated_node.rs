@@ -1,5 +1,12 @@
 //! The simulated node behaves as a node does, shown with a device plugin of the test's own and the reference plugins.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

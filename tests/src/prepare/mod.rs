@@ -48,10 +48,9 @@ pub fn prepare(
     tell: &mut dyn FnMut(String),
 ) -> Result<Prepared> {
     ensure!(nix::unistd::geteuid().is_root(), "a node can be prepared by root only");
-    let installed = programs::install(sources, Path::new("/opt/cni/bin"))?;
+    programs::install(sources, Path::new("/opt/cni/bin"))?;
     tell(format!(
-        "{} CNI plugins in /opt/cni/bin, among them multus and sriov from {}",
-        installed,
+        "/opt/cni/bin has multus and sriov from {}, and the reference plugins",
         sources.programs.display()
     ));
     network::configure(kubeconfig)?;

@@ -11,28 +11,23 @@ use super::Sources;
 /// The CNI plugins under test.
 const UNDER_TEST: [&str; 2] = ["multus", "sriov"];
 
-/// Installs the reference plugins and, over them, the plugins under test into `target`; how many there are then.
+/// The reference plugins that the suite's networks use.
+const REFERENCE: [&str; 4] = ["bridge", "host-local", "loopback", "static"];
+
+/// Installs the reference plugins and the plugins under test into `target`.
 ///
 /// # Errors
-/// A folder or a program is missing, or `target` cannot be written.
-pub(super) fn install(sources: &Sources, target: &Path) -> Result<usize> {
+/// A program is missing, or `target` cannot be written.
+pub(super) fn install(sources: &Sources, target: &Path) -> Result<()> {
     fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
-    let reference = fs::read_dir(&sources.reference).with_context(|| {
-        format!(
-            "{}: the reference CNI plugins are missing (package containernetworking-plugins)",
-            sources.reference.display()
-        )
-    })?;
-    for entry in reference {
-        let path = entry?.path();
-        if path.is_file() {
-            copy(&path, target)?;
-        }
+    for name in REFERENCE {
+        copy(&sources.reference.join(name), target)
+            .context("the reference CNI plugins are needed (package containernetworking-plugins)")?;
     }
     for name in UNDER_TEST {
         copy(&sources.programs.join(name), target)?;
     }
-    Ok(fs::read_dir(target)?.count())
+    Ok(())
 }
 
 /// Copies a program so that it is never seen half-written, nor "busy" when it is running.
@@ -56,20 +51,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plugins_under_test_win() {
+    fn programs_come_from_their_folders() {
         let folder = tempfile::tempdir().unwrap();
         let [programs, reference, target] = ["ours", "reference", "bin"].map(|name| folder.path().join(name));
-        for (from, names) in
-            [(&programs, vec!["multus", "sriov", "other"]), (&reference, vec!["bridge", "sriov"])]
-        {
+        for (from, names) in [(&programs, &UNDER_TEST[..]), (&reference, &REFERENCE[..])] {
             fs::create_dir(from).unwrap();
             for name in names {
                 fs::write(from.join(name), from.to_str().unwrap()).unwrap();
             }
         }
-        let sources = Sources { programs: programs.clone(), reference, vfio: 0 };
-        assert_eq!(install(&sources, &target).unwrap(), 3);
+        let sources = Sources { programs: programs.clone(), reference: reference.clone(), vfio: 0 };
+        for _ in 0..2 {
+            install(&sources, &target).unwrap();
+            assert_eq!(fs::read_dir(&target).unwrap().count(), UNDER_TEST.len() + REFERENCE.len());
+        }
         assert_eq!(fs::read_to_string(target.join("sriov")).unwrap(), programs.to_str().unwrap());
+        assert_eq!(fs::read_to_string(target.join("bridge")).unwrap(), reference.to_str().unwrap());
         let mode = fs::metadata(target.join("bridge")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
 

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is wrong, the file, and what the error has to name.
 const BROKEN: [(&str, &str, &str); 6] = [
-    ("cut off", r#"{"resourceList": ["#, "line 1"),
+    ("cut off", r#"{"resourceList": ["#, "broken.json:1:"),
     (
         "a string for a list",
         r#"{"resourceList": [{"resourceName": "x", "selectors": [{"vendors": "8086"}]}]}"#,

@@ -11,12 +11,16 @@ use tokio::net::TcpListener;
 use super::netdevice::devices;
 use crate::pod::PodSpec;
 use crate::prepare::{KUBECONFIG, NETDEVICE};
-use crate::session::{Running, Session};
+use crate::session::{Running, Session, sriov};
 
-/// The pod changes MAC and MTU of its VF: the VF comes back with the old ones.
+/// A trusted pod changes MAC and MTU of its VF: the VF comes back with the old ones, and not trusted.
 pub(super) async fn pod_changes_vf(session: &mut Session) -> Result<()> {
     let before = session.vfs().await?;
-    let pod = one_vf(session, "changer").await?;
+    let mut config = sriov(100, &json!({"type": "static"}));
+    config.as_object_mut().context("a configuration is an object")?.insert("trust".to_owned(), json!("on"));
+    session.cluster.create_nad("trusted", &config, Some(NETDEVICE)).await?;
+    let request = json!([{"name": "trusted", "ips": ["10.56.100.22/24"]}]);
+    let pod = session.run(PodSpec::new("changer").networks(&request).devices(NETDEVICE, 1)).await?;
     let (link, _) = pod.inside.link("net1").await?;
     let netlink = Netlink::connect_in(&pod.inside.netns()?)?;
     netlink.set_mtu(link.index, 1400).await?;

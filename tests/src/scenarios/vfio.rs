@@ -38,9 +38,14 @@ pub(super) async fn device_nodes(session: &mut Session) -> Result<()> {
     session.delete(&pod).await
 }
 
-/// testpmd reports that it sends.
+/// testpmd reports that it sends, through a VF on which the SR-IOV plugin set a VLAN.
 pub(super) async fn testpmd(session: &mut Session) -> Result<()> {
-    let pod = session.run(testpmd::pod("testpmd")).await?;
+    session.vfio_network("dpdk300", 300).await?;
+    let pod = session.run(testpmd::pod("testpmd").networks("dpdk300")).await?;
+    let vfs = session.vfs().await?;
+    let vf = vfs.get(&device(&pod)?).context("the pod's VF is not on the node")?;
+    ensure!(vf.admin.vlan.is_some_and(|vlan| vlan.id == 300), "VLAN on the PF: {:?}", vf.admin.vlan);
+    ensure!(vf.driver.as_deref() == Some("vfio-pci"), "driver: {:?}", vf.driver);
     let sent = until(SENDS, "dpdk-testpmd to send packets", async || {
         let text = inside::log(pod.spec.name(), &pod.uid)?;
         Ok(testpmd::packets_per_second(&text).into_iter().find(|rate| *rate > 0))
