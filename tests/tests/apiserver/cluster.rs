@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use e2e::sim::apiserver::ApiServer;
 use hyper::Request;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
@@ -28,33 +28,45 @@ pub(crate) struct Cluster {
     pub(crate) namespace: String,
     /// `None` on a real cluster.
     pub(crate) server: Option<ApiServer>,
+    config: Config,
 }
 
 impl Cluster {
     /// The cluster that the environment names, or a simulated one.
     pub(crate) async fn start(test: &str) -> Self {
-        let Some(file) = std::env::var_os("PODRAIL_KUBECONFIG") else { return Self::simulated(test).await };
-        let kubeconfig = Kubeconfig::read_from(file).unwrap();
-        let mut config =
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        config.default_retry = false;
-        Self::furnished(test, Client::try_from(config).unwrap(), None).await
+        match std::env::var_os("PODRAIL_KUBECONFIG") {
+            Some(file) => Self::furnished(test, Kubeconfig::read_from(file).unwrap(), None).await,
+            None => Self::simulated(test).await,
+        }
     }
 
     /// A simulated cluster, whatever the environment says.
     pub(crate) async fn simulated(test: &str) -> Self {
         let server = ApiServer::start().await.unwrap();
-        Self::furnished(test, server.client().await.unwrap(), Some(server)).await
+        let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(None)).unwrap();
+        Self::furnished(test, kubeconfig, Some(server)).await
     }
 
-    async fn furnished(test: &str, client: Client, server: Option<ApiServer>) -> Self {
+    async fn furnished(test: &str, kubeconfig: Kubeconfig, server: Option<ApiServer>) -> Self {
+        let options = KubeConfigOptions::default();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        config.default_retry = false;
+        let client = Client::try_from(config.clone()).unwrap();
         let namespace = format!("{test}-{:08x}", RandomState::new().hash_one(test) >> 32);
-        let cluster = Self { client, namespace, server };
+        let cluster = Self { client, namespace, server, config };
         cluster.post("/api/v1/namespaces", &named(&cluster.namespace)).await.unwrap();
         // On a cluster without a controller-manager nobody else makes it, and pods need it.
         let made = cluster.post("/api/v1/namespaces/{ns}/serviceaccounts", &named("default")).await;
         assert!(matches!(&made, Ok(_) | Err((409, _))), "{made:?}");
         cluster
+    }
+
+    /// The same cluster for whom a token stands for.
+    pub(crate) fn with_token(&self, token: &str) -> Self {
+        let mut config = self.config.clone();
+        config.auth_info = AuthInfo { token: Some(token.into()), ..AuthInfo::default() };
+        let client = Client::try_from(config.clone()).unwrap();
+        Self { client, namespace: self.namespace.clone(), server: None, config }
     }
 
     /// Sends a request as it is; `{ns}` in the path stands for the cluster's namespace.

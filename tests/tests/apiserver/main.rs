@@ -7,6 +7,7 @@
 // Helpers of tests are tests: clippy's own exception ends at functions that bear #[test].
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod access;
 mod cluster;
 mod custom;
 mod events;

@@ -217,7 +217,7 @@ async fn credentials_are_checked() {
     assert_eq!(code(list(with_token("wrong")).await), 401);
     let user = "system:serviceaccount:kube-system:multus";
     server.add_token("rotated", user);
-    assert!(list(with_token("rotated")).await.is_ok());
+    assert_eq!(code(list(with_token("rotated")).await), 403, "known, but without rights");
     assert_eq!(server.requests().last().unwrap().user, user);
     server.revoke_token("rotated");
     assert_eq!(code(list(with_token("rotated")).await), 401);
@@ -234,9 +234,8 @@ async fn credentials_are_checked() {
 
 #[tokio::test]
 async fn nothing_that_a_client_sends_kills_the_server() {
-    let server = ApiServer::start().await.unwrap();
-    let client = server.client().await.unwrap();
-    let cluster = Cluster { client, namespace: "default".to_owned(), server: None };
+    let cluster = Cluster::simulated("hostile").await;
+    let server = cluster.server.as_ref().unwrap();
 
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 64], &[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]] {
         let mut stream = tokio::net::TcpStream::connect(server.addr()).await.unwrap();
@@ -264,17 +263,21 @@ async fn nothing_that_a_client_sends_kills_the_server() {
         json!([{"op": "move", "from": "/metadata", "path": "/metadata/name"}]),
         json!([{"op": "replace", "path": "", "value": null}]),
         json!({"metadata": {"name": "x"}, "preconditions": 5, "gracePeriodSeconds": "soon"}),
-        json!({"metadata": {"name": "x"}, "gracePeriodSeconds": i64::MAX}),
+        json!({"metadata": {"name": "x"}, "gracePeriodSeconds": i64::MIN}),
+        json!({"metadata": {"name": "y"}, "subjects": 1, "roleRef": [], "rules": {"verbs": 1}}),
+        json!({"metadata": {"name": "z"}, "subjects": [1, {"kind": "User"}], "rules": [1, {"verbs": [1]}]}),
     ];
     let paths = [
-        "/api/v1/namespaces/default/pods",
-        "/api/v1/namespaces/default/events",
-        "/api/v1/namespaces/default/secrets",
-        "/apis/events.k8s.io/v1/namespaces/default/events",
+        "/api/v1/namespaces/{ns}/pods",
+        "/api/v1/namespaces/{ns}/events",
+        "/api/v1/namespaces/{ns}/secrets",
+        "/apis/events.k8s.io/v1/namespaces/{ns}/events",
         "/api/v1/nodes",
         "/api/v1/namespaces",
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
         "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-        "/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions",
+        "/apis/k8s.cni.cncf.io/v1/namespaces/{ns}/network-attachment-definitions",
     ];
     for path in paths {
         let x = &format!("{path}/x");
@@ -309,5 +312,5 @@ async fn nothing_that_a_client_sends_kills_the_server() {
         let request = hyper::Request::post("/api/v1/namespaces/default/configmaps").body(body).unwrap();
         assert!(cluster.client.request::<Value>(request).await.is_err());
     }
-    assert!(maps(&server).await.list(&ListParams::default()).await.is_ok());
+    assert!(maps(server).await.list(&ListParams::default()).await.is_ok());
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::access::Tokens;
 use super::failure::Failure;
 use super::kinds::{Kind, Kinds, Nature};
 use super::patch::Patch;
@@ -51,6 +52,8 @@ pub(super) struct Api {
     pub(super) kinds: Kinds,
     /// Objects.
     pub(super) store: Store,
+    /// Tokens that stand for users.
+    pub(super) tokens: Tokens,
     random: RandomState,
     born: u64,
 }
@@ -58,8 +61,13 @@ pub(super) struct Api {
 impl Api {
     /// A server that remembers `history` writes, with the namespaces that every cluster has.
     pub(super) fn new(history: usize, now: Timestamp) -> Self {
-        let mut api =
-            Self { kinds: Kinds::builtin(), store: Store::new(history), random: RandomState::new(), born: 0 };
+        let mut api = Self {
+            kinds: Kinds::builtin(),
+            store: Store::new(history),
+            tokens: Tokens::default(),
+            random: RandomState::new(),
+            born: 0,
+        };
         if let Some(kind) = api.kinds.of(Nature::Namespace) {
             let scope = Scope { kind, version: "v1".to_owned(), namespace: String::new() };
             for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {

@@ -4,7 +4,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::access::Wish;
 use super::kinds::Kind;
+use super::url::Verb;
 
 /// One reason among several why an object is invalid (`StatusCause`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,30 +188,34 @@ impl Failure {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// 403: no credentials were sent, and nobody is allowed that.
-    pub(super) fn anonymous(verb: &str, group: &str, resource: &str, namespace: &str, path: &str) -> Self {
-        if resource.is_empty() {
-            return Self::new(
-                403,
-                "Forbidden",
-                format!("forbidden: User \"system:anonymous\" cannot {verb} path \"{path}\""),
-            )
-            .with_empty_details();
-        }
+    /// 403: no role grants the user that.
+    pub(super) fn forbidden(user: &str, wish: Wish<'_>) -> Self {
+        let Wish { verb, group, resource, subresource, namespace, name } = wish;
         let scope = if namespace.is_empty() {
             "at the cluster scope".to_owned()
         } else {
             format!("in the namespace \"{namespace}\"")
         };
-        let qualified = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
+        let mut what = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
+        if !name.is_empty() {
+            what = format!("{what} \"{name}\"");
+        }
+        let resource_path =
+            if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
         Self::new(
             403,
             "Forbidden",
             format!(
-                "{qualified} is forbidden: User \"system:anonymous\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {scope}"
+                "{what} is forbidden: User \"{user}\" cannot {verb} resource \"{resource_path}\" in API group \"{group}\" {scope}"
             ),
         )
-        .about("", group, resource)
+        .about(name, group, resource)
+    }
+
+    /// 403: the user may not read that path, which names no resource.
+    pub(super) fn forbidden_path(user: &str, verb: Verb, path: &str) -> Self {
+        Self::new(403, "Forbidden", format!("forbidden: User \"{user}\" cannot {verb} path \"{path}\""))
+            .with_empty_details()
     }
 
     /// 403: nothing is created in a namespace that is going away.

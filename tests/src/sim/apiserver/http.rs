@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::access::{self, Wish};
 use super::api::{Scope, Written};
 use super::delete::DeleteOptions;
 use super::discovery;
@@ -69,10 +70,14 @@ pub(super) async fn answer(
             Err(error) => return refuse(&Failure::bad_request(format!("request body: {error}"))),
         };
         let asked = Asked { verb, path: &path, place, query, headers: &parts.headers, body };
-        match caller {
-            Caller::Unknown => refuse(&Failure::unauthorized()),
-            Caller::Anonymous if !is_public(&path) => refuse(&asked.anonymous()),
-            Caller::Anonymous | Caller::Known(_) => serve(&shared, &asked),
+        let user = match &caller {
+            Caller::Unknown => return refuse(&Failure::unauthorized()),
+            Caller::Anonymous => access::ANONYMOUS,
+            Caller::Known(user) => user,
+        };
+        match asked.check(&shared, user) {
+            Ok(()) => serve(&shared, &asked),
+            Err(failure) => refuse(&failure),
         }
     };
     let response = match met {
@@ -108,14 +113,25 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn anonymous(&self) -> Failure {
-        let verb = self.verb.to_string();
-        match &self.place {
-            Some(place) => {
-                Failure::anonymous(&verb, &place.group, &place.resource, &place.namespace, self.path)
-            }
-            None => Failure::anonymous(&verb, "", "", "", self.path),
-        }
+    /// Refuses what the user has no right to.
+    fn check(&self, shared: &Shared, user: &str) -> Result<(), Failure> {
+        let Some(place) = &self.place else {
+            // Discovery is open to everybody with a name.
+            return if user != access::ANONYMOUS || is_public(self.path) {
+                Ok(())
+            } else {
+                Err(Failure::forbidden_path(user, self.verb, self.path))
+            };
+        };
+        let wish = Wish {
+            verb: self.verb,
+            group: &place.group,
+            resource: &place.resource,
+            subresource: &place.subresource,
+            namespace: &place.namespace,
+            name: &place.name,
+        };
+        if lock(&shared.api).may(user, wish) { Ok(()) } else { Err(Failure::forbidden(user, wish)) }
     }
 
     fn json(&self) -> Result<Value, Failure> {
@@ -166,6 +182,7 @@ fn serve(shared: &Arc<Shared>, asked: &Asked<'_>) -> Response<Body> {
                     "" => true,
                     "status" => version.status,
                     "binding" | "eviction" => kind.nature == Nature::Pod,
+                    "token" => kind.nature == Nature::ServiceAccount,
                     _ => false,
                 });
             (reached && served).then(|| Scope {
@@ -222,6 +239,9 @@ fn act(
             Ok((StatusCode::CREATED, created))
         }
         (Verb::Create, "binding") => Ok((StatusCode::CREATED, api.bind(scope, name, &asked.json()?, now)?)),
+        (Verb::Create, "token") => {
+            Ok((StatusCode::CREATED, api.request_token(scope, name, &asked.json()?, now)?))
+        }
         (Verb::Create, "eviction") => {
             api.delete(scope, name, &DeleteOptions::default(), now)?;
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::access;
 use super::store::ResourceId;
 
 /// What sets a kind apart from a plain object: rules that kube-apiserver has in code, not in data.
@@ -245,6 +246,11 @@ impl Kinds {
         .nature(Nature::Definition)
         .with_status();
         definitions.unconditional_update = false;
+        let rights = |kind: &str, plural: &str, namespaced: bool| {
+            let mut kind = Kind::builtin(access::GROUP, "v1", kind, plural, &[], namespaced);
+            kind.create_on_update = true;
+            kind
+        };
         let kinds = [
             core("Namespace", "namespaces", &["ns"], false).nature(Nature::Namespace).with_status(),
             core("Node", "nodes", &["no"], false).nature(Nature::Node).with_status(),
@@ -256,6 +262,10 @@ impl Kinds {
             new_events,
             leases,
             definitions,
+            rights("ClusterRole", "clusterroles", false),
+            rights("ClusterRoleBinding", "clusterrolebindings", false),
+            rights("Role", "roles", true),
+            rights("RoleBinding", "rolebindings", true),
         ];
         Self(kinds.into_iter().map(Arc::new).collect())
     }

@@ -2,16 +2,17 @@
 //!
 //! It is real on the wire: `kube` clients, client-go programs that speak JSON, and kubectl work with it as with any
 //! cluster. It serves pods, nodes, namespaces, events (both faces), service accounts, secrets, config maps, leases,
-//! definitions of custom resources, and whatever those define; NetworkAttachmentDefinition is defined from the start.
+//! roles and their bindings, definitions of custom resources, and whatever those define; NetworkAttachmentDefinition
+//! is defined from the start.
 //! Its semantics are those of kube-apiserver 1.20, against which the same tests run.
 //!
-//! What it does not have: server-side apply, protobuf bodies, access rules (any known user may do anything), field
-//! validation of built-in kinds beyond what tests stumble over, garbage collection by owner. Work of controllers is
+//! What it does not have: server-side apply, protobuf bodies, field validation of built-in kinds beyond what tests
+//! stumble over, schema keywords that need an expression language (`pattern`, CEL), garbage collection by owner. Work of controllers is
 //! done on the spot where tests rely on it: namespaces get a service account, and are emptied when deleted.
 //!
 //! ```no_run
 //! # use e2e::sim::apiserver::{ApiServer, Fault, Verb};
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! let server = ApiServer::start().await?;
 //! let client = server.client().await?;
 //! server.inject(Fault::on(Verb::Patch, "/api/v1/namespaces/default/pods").times(2).answer(429));
@@ -22,6 +23,7 @@
 //! # }
 //! ```
 
+mod access;
 mod api;
 mod definitions;
 mod delete;
@@ -46,7 +48,6 @@ mod tls;
 mod url;
 mod watch;
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -130,11 +131,12 @@ impl ApiServer {
         let address = listener.local_addr()?;
         let (identity, config) = tls::make(ADMIN)?;
         let token = format!("{:016x}", RandomState::new().hash_one(address));
+        let mut api = Api::new(options.history, Timestamp::now());
+        api.tokens.insert(&token, ADMIN);
         let shared = Arc::new(Shared {
-            api: Mutex::new(Api::new(options.history, Timestamp::now())),
+            api: Mutex::new(api),
             faults: Mutex::default(),
             requests: Mutex::default(),
-            tokens: Mutex::new(BTreeMap::from([(token.clone(), ADMIN.to_owned())])),
             revisions: signal::Sender::new(0),
             watch_drops: signal::Sender::new(0),
             clearings: signal::Sender::new(0),
@@ -172,14 +174,14 @@ impl ApiServer {
         &self.token
     }
 
-    /// Lets another token stand for a user.
+    /// Lets another token stand for a user, who may do what roles bound to that name allow.
     pub fn add_token(&self, token: &str, user: &str) {
-        lock(&self.shared.tokens).insert(token.to_owned(), user.to_owned());
+        lock(&self.shared.api).tokens.insert(token, user);
     }
 
     /// Refuses a token from now on with 401.
     pub fn revoke_token(&self, token: &str) {
-        lock(&self.shared.tokens).remove(token);
+        lock(&self.shared.api).tokens.remove(token);
     }
 
     /// A kubeconfig file (YAML) with the server's own token.

@@ -1,6 +1,5 @@
 //! Connections, and what they share.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use k8s_openapi::jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch as signal};
 use tokio::task::JoinSet;
@@ -24,8 +24,6 @@ pub(super) struct Shared {
     pub(super) api: Mutex<Api>,
     pub(super) faults: Mutex<Faults>,
     pub(super) requests: Mutex<Log>,
-    /// User of each bearer token.
-    pub(super) tokens: Mutex<BTreeMap<String, String>>,
     /// Revision of the last write; wakes watches.
     pub(super) revisions: signal::Sender<u64>,
     /// Counts how often all watches were ended.
@@ -61,7 +59,7 @@ impl Shared {
             .ok()
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .and_then(|(_, token)| lock(&self.tokens).get(token).cloned())
+            .and_then(|(_, token)| lock(&self.api).user_of(token, Timestamp::now()).map(str::to_owned))
             .map_or(Caller::Unknown, Caller::Known)
     }
 
