@@ -10,7 +10,7 @@ use crate::cluster::Cluster;
 use crate::inside::Inside;
 use crate::node::{Grade, KubeNode, Node, SimNode};
 use crate::pod::PodSpec;
-use crate::prepare::{NETDEVICE, Prepared, Sources, VFIO, prepare};
+use crate::prepare::{NETDEVICE, Prepared, Sources, VFIO, multus_kubeconfig, prepare};
 use crate::vfs::{self, Vfs};
 
 /// How a session is started.
@@ -69,7 +69,8 @@ impl Session {
         cluster.define_nads().await?;
         cluster.clean().await.context("remove what an earlier run left")?;
         let sysfs = Sysfs::default();
-        let prepared = prepare(&setup.sources, &sysfs, &node.multus_kubeconfig().await?, tell)?;
+        let kubeconfig = multus_kubeconfig(&cluster.client(), node.kubeconfig()).await?;
+        let prepared = prepare(&setup.sources, &sysfs, &kubeconfig, tell)?;
         let mut session = Session { cluster, node, prepared, sysfs, netlink: Netlink::connect()? };
         session.wait_advertised().await?;
         session.cluster.wait_ready().await?;

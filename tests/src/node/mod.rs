@@ -38,12 +38,6 @@ pub trait Node: fmt::Debug + Send {
     /// A kubeconfig whose user may do anything.
     fn kubeconfig(&self) -> &Path;
 
-    /// Text of a kubeconfig for Multus, with no more rights than Multus needs where the API server knows rights.
-    ///
-    /// # Errors
-    /// The API server does not grant them.
-    fn multus_kubeconfig(&self) -> LocalBoxFuture<'_, Result<String>>;
-
     /// Restarts kubelet, as an upgrade does: pods run on. Returns when a new one is starting.
     ///
     /// # Errors

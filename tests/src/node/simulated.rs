@@ -56,11 +56,6 @@ impl Node for SimNode {
         &self.kubeconfig
     }
 
-    fn multus_kubeconfig(&self) -> LocalBoxFuture<'_, Result<String>> {
-        // The simulated API server knows no rights.
-        Box::pin(async { Ok(self.server.kubeconfig(None)) })
-    }
-
     fn restart_kubelet(&mut self) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async {
             if let Some(kubelet) = self.kubelet.take() {

@@ -2,6 +2,7 @@
 //!
 //! Everything happens in the places and formats in which administrators do it for the programs under test.
 
+mod access;
 mod device_plugin;
 mod network;
 mod programs;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use host::{PciAddress, Sysfs};
 
+pub use access::multus_kubeconfig;
 pub use device_plugin::{DevicePlugin, NETDEVICE, VFIO, write_config};
 pub use network::{BRIDGE, KUBECONFIG, PRIMARY};
 
@@ -47,7 +49,6 @@ pub fn prepare(
     kubeconfig: &str,
     tell: &mut dyn FnMut(String),
 ) -> Result<Prepared> {
-    ensure!(nix::unistd::geteuid().is_root(), "a node can be prepared by root only");
     programs::install(sources, Path::new("/opt/cni/bin"))?;
     tell(format!(
         "/opt/cni/bin has multus and sriov from {}, and the reference plugins",
