@@ -23,7 +23,7 @@ require_root() {
 # A PID file outlives its process after kill -9, and the kernel hands the number out again.
 alive() {
     [[ -n ${1:-} && -r /proc/$1/cmdline ]] || return 1
-    tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -qF -- "$2"
+    { tr '\0' ' ' <"/proc/$1/cmdline" | grep -qF -- "$2"; } 2>/dev/null
 }
 
 # end_process PID WORD: SIGTERM, up to three seconds of patience, SIGKILL.

@@ -35,6 +35,7 @@ fetch_kernel() {
     version=${package#linux-image-}
     say "fetching guest kernel $version"
     mkdir -p "$GUEST_KERNELS"
+    rm -rf "$GUEST_KERNELS"/.new.*
     work=$(mktemp -d "$GUEST_KERNELS/.new.XXXXXX")
     (cd "$work" && chmod 755 . && apt "${release[@]}" download "$package" >"$CACHE/apt.log" 2>&1) || {
         rm -rf "$work"
@@ -88,7 +89,7 @@ unpack_modules() {
 
 make_initramfs() {
     local root file
-    root=$(mktemp -d)
+    root=$(mktemp -d "$KERNEL_DIR/.root.XXXXXX")
     mkdir -p "$root"/{bin,modules,proc,sys,dev,host,mem,root}
     cp "$(command -v busybox)" "$root/bin/busybox"
     cp "$REPO/hack/lab.d/initramfs-init" "$root/init"
@@ -97,8 +98,8 @@ make_initramfs() {
         cp "$file" "$root/modules/"
         printf '%s\n' "${file##*/}" >>"$root/modules/order"
     done
-    archive "$root" >"$KERNEL_DIR/initrd.new"
-    mv "$KERNEL_DIR/initrd.new" "$KERNEL_DIR/initrd"
+    archive "$root" >"$root.initrd"
+    mv "$root.initrd" "$KERNEL_DIR/initrd"
     rm -rf "$root"
 }
 

@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# Stages in a lab guest. Each boots a fresh one, in an instance of its own.
+
+export PODRAIL_LAB=test
+INSTANCE=$CACHE/lab/$PODRAIL_LAB
+PROGRAMS=$REPO/target/programs
+
+in_guest() { "$REPO/hack/lab" exec -- "$@" </dev/null; }
+
+lab_possible() {
+    if ((EUID != 0)); then not_run "everything in the lab" "root only" && return 1; fi
+    if [[ -z $(debian_codename) ]]; then not_run "everything in the lab" "the lab installs its tools from Debian" && return 1; fi
+}
+
+boot_lab() {
+    lab_stages_end
+    "$REPO/hack/lab" up --leash "$$" "$@"
+}
+
+lab_stages_end() {
+    [[ -d $INSTANCE ]] || return 0
+    end_leash "$INSTANCE/test-leash"
+    if [[ -d $INSTANCE/kubernetes ]]; then "$REPO/hack/kubernetes" down >/dev/null 2>&1 || true; fi
+    "$REPO/hack/lab" down || true
+}
+
+# Executables of tests that are ignored on a host, as "CRATE-TARGET PATH".
+ignored_tests() {
+    cargo test --locked --workspace --no-run --message-format=json-render-diagnostics |
+        jq -r 'select(.profile.test == true and .executable != null) | "\(.package_id | sub(".*/"; "") | sub("[#@].*"; ""))-\(.target.name) \(.executable)"' |
+        while read -r name executable; do
+            if "$executable" --ignored --list --format terse 2>/dev/null | grep -q ': test$'; then printf '%s %s\n' "$name" "$executable"; fi
+        done
+}
+
+# guest_tests NAME COMMAND...: a test executable in the guest, counted.
+guest_tests() {
+    local name=$1 code=0 log=$LOGS/lab.$1
+    shift
+    printf -- '--- %s\n' "$name"
+    timeout 1200 "$REPO/hack/lab" exec -- "$@" </dev/null 2>&1 | tee "$log" || code=$?
+    count_libtest "$log"
+    if ((code != 0)) && ! grep -q '^test result: FAILED' "$log"; then
+        printf 'FAILED: %s broke off (exit code %s)\n' "$name" "$code"
+        count 0 1
+    fi
+}
+
+stage_lab() {
+    local name executable reference
+    lab_possible || return 0
+    "$REPO/hack/test.d/lab-itself" "$$" >"$LOGS/lab-itself" || true
+    cat "$LOGS/lab-itself"
+    count "$(grep -c '^ok: ' "$LOGS/lab-itself")" "$(grep -c '^FAILED: ' "$LOGS/lab-itself")"
+
+    ignored_tests >"$LOGS/ignored-tests"
+    boot_lab --pfs 2 --vfs 7
+    while read -r name executable; do
+        guest_tests "$name" env RUST_BACKTRACE=1 "$executable" --ignored
+    done <"$LOGS/ignored-tests"
+    # On the host these leave out the kinds of interface that its kernel lacks; the guest's kernel has them all.
+    reference=$(cargo test --locked -p cni --test reference --no-run --message-format=json 2>/dev/null | jq -r 'select(.executable != null) | .executable')
+    guest_tests cni-reference env CNI_REFERENCE_STRICT=1 "$reference"
+    lab_stages_end
+}
+
+# scenarios GRADE FLAGS: the suite on a node of that grade; its last line counts.
+scenarios() {
+    local grade=$1 code=0 log=$LOGS/$1.scenarios line
+    shift
+    timeout 3600 "$REPO/hack/lab" exec -- "$PROGRAMS/podrail-e2e" scenarios --node "$grade" --programs "$PROGRAMS" "$@" </dev/null 2>&1 |
+        tee "$log" || code=$?
+    line=$(tail -n 1 "$log" | tr -d '\r')
+    if [[ $line =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+        count "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
+    else
+        printf 'FAILED: the suite broke off (exit code %s)\n' "$code"
+        count 0 1
+    fi
+    # What only the other grade can show is run there; it is missing if nobody ran it.
+    sed -n 's/^not run: //p' "$log" | tr -d '\r' | sort >"$LOGS/$grade.left-out"
+}
+
+# scenario_gaps: scenarios that neither grade ran.
+scenario_gaps() {
+    local name reason
+    [[ -e $LOGS/sim.left-out && -e $LOGS/kubernetes.left-out ]] || return 0
+    while read -r name reason; do
+        if grep -q "^$name " "$LOGS/sim.left-out"; then not_run "$name" "on either grade ${reason}"; fi
+    done <"$LOGS/kubernetes.left-out"
+}
+
+stage_sim() {
+    lab_possible || return 0
+    shipped_programs
+    boot_lab --pfs 2 --vfs 7
+    scenarios sim
+    lab_stages_end
+}
+
+stage_kubernetes() {
+    lab_possible || return 0
+    shipped_programs
+    boot_lab --pfs 2 --vfs 7 --memory 4G
+    on_leash "$$" "$INSTANCE/test-leash" env PODRAIL_LAB="$PODRAIL_LAB" "$REPO/hack/kubernetes" down
+    "$REPO/hack/kubernetes" up
+    PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p e2e --test apiserver || true
+    scenarios kubernetes --kubeconfig "$INSTANCE/share/kubeconfig"
+    scenario_gaps
+    lab_stages_end
+}
