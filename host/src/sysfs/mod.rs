@@ -14,7 +14,8 @@ mod vdpa;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -147,8 +148,14 @@ impl Sysfs {
 
 /// The text of an attribute without its final newline; `None` if the attribute does not exist.
 fn attribute(path: &Path) -> Result<Option<String>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned())),
+    // One read gives all of an attribute, which is at most a page. A scan reads thousands of them.
+    let mut page = [0; PAGE];
+    let read = File::open(path).and_then(|mut file| file.read(&mut page));
+    match read {
+        Ok(length) => {
+            let text = page.get(..length).unwrap_or_default();
+            Ok(Some(String::from_utf8_lossy(text).trim().to_owned()))
+        }
         // A driver that has no value to give answers EOPNOTSUPP, EINVAL (carrier of a link that is
         // down) or ENODEV (device on its way out): for a reader all of these are "no value".
         Err(error)
@@ -161,6 +168,7 @@ fn attribute(path: &Path) -> Result<Option<String>> {
     }
 }
 
+const PAGE: usize = 4096;
 const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
