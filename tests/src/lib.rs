@@ -3,6 +3,7 @@
 //! The programs under test are reached only through their public faces (CNI, gRPC, annotations, files, flags), so
 //! the suite can be pointed at any implementation of them.
 
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod inside;
@@ -14,6 +15,7 @@ pub mod scenarios;
 pub mod session;
 pub mod sim;
 pub mod table;
+pub mod terminal;
 pub mod testpmd;
 pub mod vfs;
 pub mod wait;

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use e2e::bench::{self, Bench};
 use e2e::node::Grade;
 use e2e::prepare::Sources;
 use e2e::session::Setup;
+use e2e::terminal::Terminal;
 use e2e::{demo, run, scenarios, sim};
 use tracing_subscriber::EnvFilter;
 
@@ -38,6 +40,16 @@ enum Verb {
     Demo {
         #[command(flatten)]
         node: NodeArgs,
+    },
+    /// Measures what the programs cost, and compares it; see docs/benchmarks.md.
+    Bench {
+        /// What is measured.
+        bench: Bench,
+        #[command(flatten)]
+        options: bench::Options,
+        /// Writes the figures as JSON.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
     },
     /// Starts a container of the simulated runtime.
     #[command(hide = true)]
@@ -115,15 +127,32 @@ fn act(verb: Verb) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Scenarios { node, filter, report } => {
-            let passed = block_on(run::run(&node.setup(), scenarios::ALL, &filter, report.as_deref()))?;
-            Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            on_node(async { run::run(&node.setup(), scenarios::ALL, &filter, report.as_deref()).await })
         }
-        Verb::Demo { node } => block_on(demo::tell(&node.setup())).map(|()| ExitCode::SUCCESS),
+        Verb::Bench { bench, options, output } => {
+            bench::run(bench, &options, &output).map(|()| ExitCode::SUCCESS)
+        }
+        Verb::Demo { node } => on_node(async { demo::tell(&node.setup()).await.map(|()| true) }),
     }
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+/// Runs `task`; the exit code is that of its success.
+fn on_node(task: impl Future<Output = Result<bool>>) -> Result<ExitCode> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "run this as root, on a node whose files it may change: see hack/lab"
+    );
+    let mut terminal = Terminal::keep()?;
     let filter = EnvFilter::try_from_env("PODRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+    let writer = std::sync::Mutex::new(terminal.writer()?);
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    Ok(match runtime.block_on(task) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            terminal.complain(&error);
+            ExitCode::FAILURE
+        }
+    })
 }

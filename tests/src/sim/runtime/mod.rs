@@ -6,7 +6,7 @@
 mod container;
 mod init;
 mod log;
-mod netns;
+pub(crate) mod netns;
 mod sandbox;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 ///
 /// # Errors
 /// The kernel refuses, or the path exists.
-pub(super) fn create(path: &Path) -> Result<()> {
+pub(crate) fn create(path: &Path) -> Result<()> {
     let bind = || -> Result<()> {
         let folder = path.parent().context("path without a folder")?;
         std::fs::create_dir_all(folder)?;
@@ -37,7 +37,7 @@ pub(super) fn create(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }

@@ -1,0 +1,76 @@
+//! Figures: what the programs cost, each measured against something else in the same run.
+//!
+//! What is compared runs in turn, round after round, so that whatever else the machine does falls on all of it alike;
+//! the medians are compared. There is no threshold that fails anything: a row says what was aimed at and whether it
+//! was held.
+
+mod attach;
+mod call;
+mod row;
+mod start;
+mod trial;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Bench {
+    /// `sriov` VERSION, and the size of the program; needs nothing but the programs.
+    CniStart,
+    /// `sriov` ADD and DEL of real VFs; needs root, and a PF with two VFs that nobody uses.
+    CniAttach,
+}
+
+/// How it is measured.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Folder with the programs under test, and with podrail-floor and podrail-noop.
+    #[arg(long, value_name = "DIR")]
+    pub programs: PathBuf,
+    /// Folder with the reference CNI plugins.
+    #[arg(long, value_name = "DIR", default_value = "/usr/lib/cni")]
+    pub reference: PathBuf,
+    /// How many measured rounds.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub rounds: usize,
+}
+
+impl Options {
+    /// The same with the named programs copied to `folder`: where programs lie must not decide how fast they start.
+    fn copied_to(&self, folder: &Path, ours: &[&str], reference: &[&str]) -> Result<Self> {
+        for (source, names) in [(&self.programs, ours), (&self.reference, reference)] {
+            for name in names {
+                let program = source.join(name);
+                std::fs::copy(&program, folder.join(name))
+                    .with_context(|| format!("copy {}", program.display()))?;
+            }
+        }
+        Ok(Self { programs: folder.to_owned(), reference: folder.to_owned(), rounds: self.rounds })
+    }
+}
+
+/// Measures, prints a table and writes the rows to `output` as JSON.
+///
+/// # Errors
+/// A program is missing or fails, there is no VF to measure with, or `output` cannot be written.
+pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
+    let folder =
+        tempfile::Builder::new().prefix("podrail-bench").tempdir().context("make a temporary folder")?;
+    let rows = match bench {
+        Bench::CniStart => {
+            start::measure(&options.copied_to(folder.path(), &["sriov", "podrail-noop"], &["host-device"])?)
+        }
+        Bench::CniAttach => {
+            let reference = ["host-device", "host-local"];
+            attach::measure(&options.copied_to(folder.path(), &["sriov", "podrail-floor"], &reference)?)
+        }
+    }?;
+    for line in row::table(&rows) {
+        println!("{line}");
+    }
+    let json = serde_json::to_vec_pretty(&rows)?;
+    std::fs::write(output, json).with_context(|| format!("write {}", output.display()))
+}
