@@ -26,8 +26,10 @@ use crate::{cdi, device_info};
 const GATHER: Duration = Duration::from_millis(150);
 /// How often everything is looked at without any event.
 const REGULARLY: Duration = Duration::from_secs(30);
-/// How long a look at the devices waits for kubelet: a hung one must not delay it.
+/// How long a look at the devices waits for kubelet: a hung one must not delay the news of an event.
 const KUBELET_LIMIT: Duration = Duration::from_millis(500);
+/// The same for the regular look, which is in no hurry.
+const KUBELET_REGULAR_LIMIT: Duration = Duration::from_secs(2);
 /// How long all sockets together may take to close.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -48,7 +50,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
     let mut reload = signal(SignalKind::hangup())?;
     let changes = Changes::new(&options.config_file);
     let mut daemon = Daemon::new(options, conf, changes);
-    daemon.scan().await;
+    daemon.scan(KUBELET_LIMIT).await;
     let mut scan_at = None;
     let mut regular_at = Instant::now() + REGULARLY;
     loop {
@@ -63,16 +65,16 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
                 scan_at = scan_at.or_else(|| Some(Instant::now() + GATHER));
             }
             () = sleep_until(scan_at.unwrap_or(regular_at).min(regular_at)) => {
-                if Instant::now() >= regular_at {
+                let regular = Instant::now() >= regular_at;
+                if regular {
                     daemon.changes.mend();
-                    daemon.configuration_changed = true;
+                    regular_at = Instant::now() + REGULARLY;
                 }
-                if daemon.configuration_changed {
+                if regular || daemon.configuration_changed {
                     daemon.reload();
                 }
-                daemon.scan().await;
+                daemon.scan(if regular { KUBELET_REGULAR_LIMIT } else { KUBELET_LIMIT }).await;
                 scan_at = None;
-                regular_at = Instant::now() + REGULARLY;
             }
         }
     }
@@ -182,8 +184,8 @@ impl Daemon {
     }
 
     /// Looks at the machine, and tells kubelet what changed.
-    async fn scan(&mut self) {
-        self.ask_kubelet().await;
+    async fn scan(&mut self, kubelet_limit: Duration) {
+        self.ask_kubelet(kubelet_limit).await;
         self.ask_for_routes().await;
         let (sysfs, routes) = (self.granter.sysfs.clone(), self.default_routes.clone());
         let scanned = tokio::task::spawn_blocking(move || discovery::scan(&sysfs, &routes)).await;
@@ -195,9 +197,9 @@ impl Daemon {
         self.sweep();
     }
 
-    async fn ask_kubelet(&mut self) {
+    async fn ask_kubelet(&mut self, limit: Duration) {
         let socket = self.granter.places.pod_resources_socket();
-        match timeout(KUBELET_LIMIT, Allocations::read(&socket)).await {
+        match timeout(limit, Allocations::read(&socket)).await {
             Ok(Ok(allocations)) => self.allocations = Some(allocations),
             Ok(Err(error)) => tracing::debug!(%error, "cannot ask kubelet what containers hold"),
             Err(_) => tracing::debug!("kubelet is slow to say what containers hold"),
@@ -313,6 +315,8 @@ fn log_difference(old: Option<&Pool>, new: &Pool) {
     for id in before.keys().filter(|id| !new.offers.contains_key(*id)) {
         tracing::debug!(%resource, device = id, "no longer offered");
     }
-    let healthy = new.offers.values().filter(|offer| offer.illness.is_none()).count();
-    tracing::info!(%resource, devices = new.offers.len(), healthy, "pool");
+    if old.map(Pool::advertised) != Some(new.advertised()) {
+        let healthy = new.offers.values().filter(|offer| offer.illness.is_none()).count();
+        tracing::info!(%resource, devices = new.offers.len(), healthy, "pool");
+    }
 }
