@@ -29,7 +29,13 @@ guest() {
     local node=$1 tty=()
     shift
     [[ -t 0 && -t 1 ]] && tty=(-t)
-    guest_ssh "$node" "${tty[@]}" -- "$(printf '%q ' /run/podrail/enter "$PWD" "$@")"
+    guest_ssh "$node" "${tty[@]}" -- "$(quoted /run/podrail/enter "$PWD" "$@")"
+}
+
+# The words as any POSIX shell reads them (bash's own %q is for bash only).
+quoted() {
+    local word
+    for word in "$@"; do printf "'%s' " "${word//\'/\'\\\'\'}"; done
 }
 
 # Waits until guest-init is through. Fails with the reason on standard output when another boot may do better.
