@@ -18,7 +18,7 @@ use crate::cli::Options;
 use crate::config::{self, Conf, Fault, Resource};
 use crate::device::Device;
 use crate::discovery::{self, DefaultRoutes};
-use crate::kubelet::{Endpoint, Granter, Patience};
+use crate::kubelet::{Endpoint, Granter, Patience, sweep_sockets};
 use crate::pool::{self, Pool};
 use crate::{cdi, device_info};
 
@@ -50,6 +50,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
     let mut reload = signal(SignalKind::hangup())?;
     let changes = Changes::new(&options.config_file);
     let mut daemon = Daemon::new(options, conf, changes);
+    daemon.sweep_sockets();
     daemon.scan(KUBELET_LIMIT).await;
     let mut scan_at = None;
     let mut regular_at = Instant::now() + REGULARLY;
@@ -158,6 +159,22 @@ impl Daemon {
             swept: BTreeSet::new(),
             started: SystemTime::now(),
             served: BTreeMap::new(),
+        }
+    }
+
+    /// Removes what a killed process left of resources that are no longer configured.
+    fn sweep_sockets(&self) {
+        let pools = || self.conf.pools.iter().map(|pool| &pool.resource);
+        let prefixes: BTreeSet<&str> =
+            pools().map(|resource| resource.prefix.as_str()).chain([self.resource_prefix.as_str()]).collect();
+        let names: BTreeSet<String> = pools().map(Resource::socket_name).collect();
+        let is_stale = |name: &str| {
+            let ours = name.strip_suffix(".sock").and_then(|name| name.split_once('_'));
+            ours.is_some_and(|(prefix, _)| prefixes.contains(prefix)) && !names.contains(name)
+        };
+        let places = &self.granter.places;
+        for directory in [places.plugins_registry(), places.device_plugins()] {
+            sweep_sockets(&directory, is_stale);
         }
     }
 

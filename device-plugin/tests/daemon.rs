@@ -180,6 +180,22 @@ async fn no_devices_and_no_pools_are_no_reason_to_end() {
     plugin.stop();
 }
 
+#[tokio::test]
+async fn what_a_killed_process_left_is_tidied_up() {
+    let node = Node::new();
+    node.configure(r#"{"resourceList": [{"resourceName": "old"}]}"#);
+    let mut killed = Plugin(node.command(&[]).spawn().unwrap());
+    node.list("old").await.next().await;
+    killed.signal("-KILL");
+    killed.0.wait().unwrap();
+    assert!(node.socket("old").exists());
+    node.configure(CONFIG);
+    let plugin = Plugin(node.command(&[]).spawn().unwrap());
+    assert_eq!(node.list("vfs").await.next().await.len(), 2);
+    assert!(!node.socket("old").exists());
+    plugin.stop();
+}
+
 #[test]
 fn what_is_wrong_at_the_start_is_said_in_one_line() {
     let node = Node::new();

@@ -30,6 +30,13 @@ impl fmt::Display for Resource {
     }
 }
 
+impl Resource {
+    /// The name of the resource's socket, in whichever directory it is.
+    pub(crate) fn socket_name(&self) -> String {
+        format!("{}_{}.sock", self.prefix, self.name)
+    }
+}
+
 /// The kind of device that a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum DeviceType {

@@ -146,7 +146,7 @@ impl Endpoint {
         if !self.exists(&directory, stop).await {
             return Ok(());
         }
-        let name = format!("{}_{}.sock", resource.prefix, resource.name);
+        let name = resource.socket_name();
         let path = directory.join(&name);
         // Before anything is looked at, so that no change is missed.
         let mut sockets = DirectoryWatch::new(&directory)?;

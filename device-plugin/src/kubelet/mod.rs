@@ -8,6 +8,7 @@ mod socket;
 
 pub(crate) use endpoint::{Endpoint, Patience};
 pub(crate) use service::Granter;
+pub(crate) use socket::sweep as sweep_sockets;
 
 #[cfg(test)]
 mod fake;

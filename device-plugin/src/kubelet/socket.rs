@@ -1,5 +1,6 @@
 //! A listening socket and its file.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -49,15 +50,26 @@ pub(super) async fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Erro
     if is_served(path).await {
         return Err(Error::Taken { path: path.to_owned() });
     }
+    // Whoever sees the socket must be able to connect; between bind and listen that is not so. kubelet does not look
+    // at names that begin with a dot.
+    let hidden = hidden(path);
     let listen = || -> io::Result<UnixListener> {
-        match std::fs::remove_file(path) {
+        match std::fs::remove_file(&hidden) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        UnixListener::bind(path)
+        let listener = UnixListener::bind(&hidden)?;
+        std::fs::rename(&hidden, path)?;
+        Ok(listener)
     };
     let listener = listen().map_err(|source| Error::Listen { path: path.to_owned(), source })?;
     Ok((listener, SocketFile { path: path.to_owned(), identity: identity(path) }))
+}
+
+fn hidden(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    path.with_file_name(name)
 }
 
 async fn is_served(path: &Path) -> bool {
@@ -89,6 +101,21 @@ impl SocketFile {
     }
 }
 
+/// Removes the sockets in `directory` that `is_stale` by name and that nobody serves. kubelet would dial them for ever.
+pub(crate) fn sweep(directory: &Path, is_stale: impl Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let refused = || {
+            let connected = std::os::unix::net::UnixStream::connect(&path);
+            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        if entry.file_name().to_str().is_some_and(&is_stale) && refused() {
+            tracing::info!(socket = %path.display(), "removing a socket that nobody serves");
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +127,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let (listener, file) = bind(&path).await.unwrap();
         file.check().unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
         assert!(matches!(bind(&path).await, Err(Error::Taken { .. })));
         drop(listener);
         let (_listener, _) = bind(&path).await.unwrap();
@@ -108,6 +136,20 @@ mod tests {
         assert!(path.exists(), "it is somebody else's now");
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(file.check(), Err(Error::Removed { .. })));
+    }
+
+    #[test]
+    fn only_sockets_that_nobody_serves_are_swept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["a_old.sock", "b_old.sock"] {
+            drop(std::os::unix::net::UnixListener::bind(path(name)).unwrap());
+        }
+        let _served = std::os::unix::net::UnixListener::bind(path("a_served.sock")).unwrap();
+        std::fs::write(path("a_file"), "").unwrap();
+        sweep(directory.path(), |name| name.starts_with("a_"));
+        assert!(!path("a_old.sock").exists());
+        assert!(path("b_old.sock").exists() && path("a_served.sock").exists());
     }
 
     #[tokio::test]
