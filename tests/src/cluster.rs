@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -348,6 +349,21 @@ impl Cluster {
             let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
             let ready = |kind: &str, status: &str| kind == "Ready" && status == "True";
             Ok(conditions.iter().any(|condition| ready(&condition.type_, &condition.status)).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until kubelet has reported on the node after `moment`.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn wait_heartbeat(&self, moment: Timestamp) -> Result<()> {
+        until(RUNNING, "a report of kubelet", async || {
+            let conditions =
+                self.node().await?.status.and_then(|status| status.conditions).unwrap_or_default();
+            let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
+            let heartbeat = ready.and_then(|condition| condition.last_heartbeat_time);
+            Ok(heartbeat.filter(|time| time.0 > moment).map(drop))
         })
         .await
     }

@@ -78,10 +78,8 @@ pub async fn tell(setup: &Setup) -> Result<()> {
     story.say(vf_table(&session.vfs().await?));
 
     story.chapter("The pods are deleted");
-    for pod in pods.iter().chain([&dpdk]) {
-        session.delete(pod).await?;
-        story.say(format!("{} is gone", pod.spec.name()));
-    }
+    session.delete_all(pods.iter().chain([&dpdk])).await?;
+    story.say("red-1, red-2, blue and dpdk are gone, and so are their processes");
     session.cluster.clean().await?;
 
     story.chapter("Every VF is back as it was");
@@ -100,15 +98,15 @@ async fn separate_vlans(story: &mut Story, session: &Session) -> Result<Vec<Runn
     story.chapter("Three pods ask for a VF each: red-1 and red-2 on VLAN 100, blue on VLAN 200");
     session.vlan_network("vlan100", 100).await?;
     session.vlan_network("vlan200", 200).await?;
-    let mut pods = Vec::new();
-    for (name, network, host) in [("red-1", "vlan100", 1), ("red-2", "vlan100", 2), ("blue", "vlan200", 3)] {
-        let address = format!("192.168.50.{host}");
-        let request = json!([{"name": network, "ips": [format!("{address}/24")]}]);
-        let spec = PodSpec::new(name).networks(&request).devices(NETDEVICE, 1);
-        let pod = session.run(spec).await?;
+    let wanted = [("red-1", "vlan100", 1), ("red-2", "vlan100", 2), ("blue", "vlan200", 3)];
+    let specs = wanted.map(|(name, network, host)| {
+        let request = json!([{"name": network, "ips": [format!("192.168.50.{host}/24")]}]);
+        PodSpec::new(name).networks(&request).devices(NETDEVICE, 1)
+    });
+    let pods = session.run_all(specs).await?;
+    for (pod, (name, _, host)) in pods.iter().zip(wanted) {
         let vf = pod.inside.env("PCIDEVICE_INTEL_COM_SRIOV_NETDEVICE").unwrap_or("?");
-        story.say(format!("{name:<6} runs: net1 has {address}, its VF is {vf}"));
-        pods.push(pod);
+        story.say(format!("{name:<6} runs: net1 has 192.168.50.{host}, its VF is {vf}"));
     }
 
     story.chapter("Who reaches whom");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::future::try_join_all;
 use host::{Netlink, Sysfs};
 use serde_json::{Value, json};
 
@@ -114,6 +115,23 @@ impl Session {
         self.cluster.wait_running(spec.name()).await?;
         let inside = Inside::find(&spec).await?;
         Ok(Running { spec, uid, inside })
+    }
+
+    /// Creates pods and waits until all run; in their order.
+    ///
+    /// # Errors
+    /// One of them does not come to run.
+    pub async fn run_all(&self, specs: impl IntoIterator<Item = PodSpec>) -> Result<Vec<Running>> {
+        try_join_all(specs.into_iter().map(|spec| self.run(spec))).await
+    }
+
+    /// Deletes pods as [`Session::delete`] does, all at once.
+    ///
+    /// # Errors
+    /// Something of one of them stays.
+    pub async fn delete_all(&self, pods: impl IntoIterator<Item = &Running>) -> Result<()> {
+        try_join_all(pods.into_iter().map(|pod| self.delete(pod))).await?;
+        Ok(())
     }
 
     /// Deletes a pod, waits until it is gone, and looks whether its processes are.

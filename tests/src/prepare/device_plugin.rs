@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -21,6 +21,8 @@ pub const VFIO: &str = "intel.com/sriov_dpdk";
 /// Names of the program: ours, and its peer's.
 const NAMES: [&str; 2] = ["sriov-device-plugin", "sriovdp"];
 const CONFIG: &str = "/etc/pcidp/config.json";
+/// Process ID of the last one that was started, for the run after a run that was killed.
+const PID: &str = "/run/podrail/device-plugin.pid";
 const LOG: &str = "/var/log/podrail/sriov-device-plugin.log";
 
 /// A running device plugin; it ends with this value.
@@ -40,6 +42,7 @@ impl DevicePlugin {
         let found = candidates.iter().find(|path| path.is_file());
         let program =
             found.with_context(|| format!("no program {} in {}", NAMES.join(" or "), programs.display()))?;
+        end_leftover()?;
         write_config(Path::new(CONFIG), &config(drivers).to_string())?;
         Ok(DevicePlugin { program: program.clone(), child: spawn(program)? })
     }
@@ -152,11 +155,36 @@ fn spawn(program: &Path) -> Result<Child> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let log =
         fs::OpenOptions::new().create(true).append(true).open(LOG).with_context(|| format!("open {LOG}"))?;
-    command(program, Path::new(CONFIG))
+    let child = command(program, Path::new(CONFIG))
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("start {}", program.display()))
+        .with_context(|| format!("start {}", program.display()))?;
+    fs::create_dir_all("/run/podrail")?;
+    fs::write(PID, child.id().to_string()).with_context(|| format!("write {PID}"))?;
+    Ok(child)
+}
+
+/// Ends the device plugin of a run that was killed before it could do so itself.
+fn end_leftover() -> Result<()> {
+    let Ok(pid) = fs::read_to_string(PID) else { return Ok(()) };
+    let pid: i32 = pid.trim().parse().with_context(|| format!("{PID} holds {pid:?}"))?;
+    let process = Path::new("/proc").join(pid.to_string());
+    // Another program may have the number by now.
+    let is_plugin = || {
+        let program = fs::read_link(process.join("exe")).unwrap_or_default();
+        let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        NAMES.contains(&name.trim_end_matches(" (deleted)"))
+    };
+    if is_plugin() {
+        kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("end device plugin {pid}"))?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while is_plugin() {
+            ensure!(Instant::now() < deadline, "device plugin {pid} of an earlier run does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
 }
 
 fn command(program: &Path, config: &Path) -> Command {

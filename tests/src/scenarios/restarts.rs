@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -20,6 +21,8 @@ const DISAPPEARS: Duration = Duration::from_secs(60);
 pub(super) async fn kubelet(session: &mut Session) -> Result<()> {
     let (first, address) = first_pod(session).await?;
     session.node.restart_kubelet().await?;
+    // Until then the node shows what the old kubelet knew.
+    session.cluster.wait_heartbeat(Timestamp::now()).await?;
     session.wait_advertised().await?;
     untouched(&first).await?;
     next_pod(session, &first, address).await

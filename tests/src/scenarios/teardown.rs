@@ -35,21 +35,18 @@ pub(super) async fn used_again(session: &mut Session) -> Result<()> {
     session.vlan_network("vlan100", 100).await?;
     for round in 1..=2 {
         let all = session.prepared.netdevices.len();
-        let specs: Vec<PodSpec> = (1..=all)
-            .map(|host| {
-                let request = json!([{"name": "vlan100", "ips": [format!("10.56.100.{host}/24")]}]);
-                PodSpec::new(&format!("all-{round}-{host}")).networks(&request).devices(NETDEVICE, 1)
-            })
-            .collect();
-        let started =
-            futures_util::future::try_join_all(specs.into_iter().map(|spec| session.run(spec))).await?;
+        let specs = (1..=all).map(|host| {
+            let request = json!([{"name": "vlan100", "ips": [format!("10.56.100.{host}/24")]}]);
+            PodSpec::new(&format!("all-{round}-{host}")).networks(&request).devices(NETDEVICE, 1)
+        });
+        let started = session.run_all(specs).await?;
         let mut used = Vec::new();
         for pod in &started {
             used.extend(devices(pod)?);
         }
         used.sort();
         ensure!(used == session.prepared.netdevices, "the pods hold {used:?}");
-        futures_util::future::try_join_all(started.iter().map(|pod| session.delete(pod))).await?;
+        session.delete_all(&started).await?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::pod::PodSpec;
 use crate::prepare::NETDEVICE;
-use crate::session::{Running, Session};
+use crate::session::Session;
 
 /// How many pings must stay without an answer.
 const PINGS: u32 = 3;
@@ -16,14 +16,12 @@ const PINGS: u32 = 3;
 pub(super) async fn isolation(session: &mut Session) -> Result<()> {
     session.vlan_network("vlan100", 100).await?;
     session.vlan_network("vlan200", 200).await?;
-    let mut pods: Vec<Running> = Vec::new();
-    for (name, network, host) in
-        [("a", "vlan100", 1), ("b", "vlan100", 2), ("c", "vlan200", 3), ("d", "vlan200", 4)]
-    {
+    let wanted = [("a", "vlan100", 1), ("b", "vlan100", 2), ("c", "vlan200", 3), ("d", "vlan200", 4)];
+    let specs = wanted.map(|(name, network, host)| {
         let request = json!([{"name": network, "ips": [format!("10.57.0.{host}/24")]}]);
-        let spec = PodSpec::new(&format!("vlan-{name}")).networks(&request).devices(NETDEVICE, 1);
-        pods.push(session.run(spec).await?);
-    }
+        PodSpec::new(&format!("vlan-{name}")).networks(&request).devices(NETDEVICE, 1)
+    });
+    let pods = session.run_all(specs).await?;
     let address = |host: u8| IpAddr::from([10, 57, 0, host]);
     let [a, b, c, d] = pods.as_slice() else { anyhow::bail!("four pods were created") };
     a.inside.reaches(address(2)).await?;
@@ -35,8 +33,5 @@ pub(super) async fn isolation(session: &mut Session) -> Result<()> {
         let name = pod.spec.name();
         ensure!(answers == 0, "{name} got {answers} answers from 10.57.0.{target} on another VLAN");
     }
-    for pod in &pods {
-        session.delete(pod).await?;
-    }
-    Ok(())
+    session.delete_all(&pods).await
 }

@@ -169,6 +169,11 @@ impl Devices {
         self.allocations.retain(|held| held.pod != pod);
     }
 
+    /// Only the pods of these UIDs exist.
+    pub(super) fn retain(&mut self, pods: &[String]) {
+        self.allocations.retain(|held| pods.contains(&held.pod));
+    }
+
     /// Who holds what, in the order of allocation.
     pub(super) fn allocations(&self) -> &[Allocation] {
         &self.allocations

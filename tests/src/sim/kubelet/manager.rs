@@ -237,6 +237,12 @@ impl DeviceManager {
         self.publish();
     }
 
+    /// Only the pods of these UIDs exist; what others held, which a checkpoint may still say, is free.
+    pub(super) fn retain(&self, pods: &[String]) {
+        self.book().devices.retain(pods);
+        self.publish();
+    }
+
     fn forget_later(self: &Arc<Self>, resource: String) {
         let manager = Arc::clone(self);
         self.tasks.spawn(async move {

@@ -170,13 +170,13 @@ async fn follow_pods(environment: Arc<Environment>, listed: Pods, tasks: Tasks) 
                     }
                 }
                 for uid in environment.runtime.pods() {
-                    if !listing.contains(&uid) {
-                        if let Err(error) = environment.runtime.stop_pod(&uid, Duration::ZERO).await {
-                            warn!("orphaned pod {uid}: {error:#}");
-                        }
-                        environment.manager.release(&uid);
+                    if !listing.contains(&uid)
+                        && let Err(error) = environment.runtime.stop_pod(&uid, Duration::ZERO).await
+                    {
+                        warn!("orphaned pod {uid}: {error:#}");
                     }
                 }
+                environment.manager.retain(&listing);
             }
             Ok(Event::Delete(pod)) => {
                 let worker = pod.metadata.uid.as_ref().and_then(|uid| workers.get(uid));
