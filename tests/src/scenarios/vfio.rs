@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use host::PciAddress;
+use serde_json::Value;
 
 use crate::inside;
 use crate::pod::PodSpec;
@@ -13,6 +14,9 @@ use crate::prepare::VFIO;
 use crate::session::{Running, Session};
 use crate::testpmd;
 use crate::wait::until;
+
+/// What the device plugin says of the pod's devices.
+const INFO: &str = "PCIDEVICE_INTEL_COM_SRIOV_DPDK_INFO";
 
 /// How long testpmd may take to start and send.
 const SENDS: Duration = Duration::from_secs(120);
@@ -35,6 +39,10 @@ pub(super) async fn device_nodes(session: &mut Session) -> Result<()> {
             (std::fs::metadata(&path)?.rdev(), std::fs::metadata(pod.inside.path(&path))?.rdev());
         ensure!(on_node == in_pod, "{path} is device {in_pod:#x} in the pod and {on_node:#x} on the node");
     }
+    let info = pod.inside.env(INFO).with_context(|| format!("the pod has no {INFO}"))?;
+    let told: Value = serde_json::from_str(info).with_context(|| format!("{INFO} is {info}"))?;
+    let told = told.pointer(&format!("/{address}/vfio/dev-mount")).and_then(Value::as_str);
+    ensure!(told == Some(&format!("/dev/vfio/{}", group.id)), "{INFO} is {info}");
     session.delete(&pod).await
 }
 

@@ -91,6 +91,7 @@ impl Runtime {
         let folder = paths.state_dir.join("sandboxes");
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let cni = cni::Runtime { path: vec![paths.bin_dir.clone()], cache_dir: paths.cache_dir.clone() };
+        let _ = std::fs::remove_dir_all(paths.state_dir.join("containers"));
         let runtime = Arc::new(Runtime { paths, cni, pods: Mutex::default() });
         for sandbox in sandbox::recorded(&folder)? {
             info!(sandbox = sandbox.id, "removing what an earlier run left");
