@@ -49,6 +49,10 @@ wait_ready() {
             printf 'ended while booting: %s\n' "$(grep -aoE 'Kernel panic.*' "$console" || tail -n 1 "$LAB/log/node$node.qemu")"
             return 1
         fi
+        if grep -aq PODRAIL-LAB-AGAIN "$console" 2>/dev/null; then
+            grep -ao 'PODRAIL-LAB-AGAIN .*' "$console" | head -1 | cut -d' ' -f2- | tr -d '\r'
+            return 1
+        fi
         # Once init runs, the rest is a matter of how busy this host is.
         ((limit > 60)) || ! grep -aq 'guest-init:' "$console" 2>/dev/null || limit=240
         if grep -aq 'guest-init: ready' "$console" 2>/dev/null; then

@@ -45,12 +45,14 @@ serves() {
         grep -qxE "$([[ $1 == deb ]] && echo Packages || echo Sources) $2"
 }
 
-# use_suite TYPE SUITE: makes apt know SUITE, by one stanza in a sources file of our own.
+# use_suite TYPE SUITE: makes apt know SUITE, by one stanza in a sources file of our own. Where this host's own suite is
+# served from, Debian's others are too.
 use_suite() {
-    local type=$1 suite=$2 codename=${2%%-*} source uri key
+    local type=$1 suite=$2 codename source uri key
     serves "$type" "$suite" && return
+    codename=$(debian_codename)
     source=$(apt_source_of "$codename") ||
-        die "apt has no source for Debian $codename: add one to /etc/apt/sources.list.d, then run this again"
+        die "apt has no source for Debian $codename itself: add one to /etc/apt/sources.list.d, then run this again"
     IFS=$'\t' read -r uri key <<<"$source"
     {
         printf '\n# Written by podrail'\''s hack/lab.\nTypes: %s\nURIs: %s\nSuites: %s\nComponents: main\n' "$type" "$uri" "$suite"

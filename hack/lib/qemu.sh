@@ -54,7 +54,7 @@ LAB_SHARE='$SHARE'
 LAB_REPO='$REPO'
 LAB_MODULES='$KERNEL_DIR/lib/modules'
 LAB_VFS=$VFS
-LAB_HUGEPAGES=128
+LAB_HUGEPAGES=$HUGEPAGES
 LAB_CI='${CI:-}'
 EOC
     cp "$LAB/run/authorized_keys" "$LAB/run/hostkey" "$dir/lab/"
