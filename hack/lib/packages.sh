@@ -15,12 +15,16 @@ apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"; }
 
 # The first apt source that serves SUITE, as "URI<TAB>KEYRING", from either format of apt's files.
 apt_source_of() {
-    local suite=$1
-    cat /etc/apt/sources.list.d/*.sources 2>/dev/null | awk -v suite="$suite" '
+    local found
+    found=$(stanza_source_of "$1" && line_source_of "$1")
+    [[ -n $found ]] && head -n 1 <<<"$found"
+}
+
+stanza_source_of() {
+    { cat /etc/apt/sources.list.d/*.sources 2>/dev/null || true; } | awk -v suite="$1" '
         BEGIN { RS = ""; FS = "\n" }
         { uri = key = ""; hit = main = 0
           for (i = 1; i <= NF; i++) {
-            if ($i ~ /^#/) continue
             n = split($i, word, /[ \t]+/)
             if (word[1] == "URIs:") uri = word[2]
             if (word[1] == "Signed-By:") key = word[2]
@@ -29,13 +33,17 @@ apt_source_of() {
               if (word[1] == "Components:" && word[j] == "main") main = 1
             }
           }
-          if (hit && main && uri) { print uri "\t" key; exit }
-        }' | grep . && return
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | awk -v suite="$suite" '
-        $1 == "deb" { key = ""; at = 2
-          if ($0 ~ /\[/) { if (match($0, /signed-by=[^] ]*/)) key = substr($0, RSTART + 10, RLENGTH - 10)
-                           sub(/\[[^]]*\][ \t]*/, "") }
-          if ($(at + 1) == suite) { print $at "\t" key; exit } }' | grep .
+          if (hit && main && uri) print uri "\t" key
+        }'
+}
+
+line_source_of() {
+    { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null || true; } | awk -v suite="$1" '
+        $1 == "deb" { key = ""
+          if (match($0, /signed-by=[^] ]*/)) key = substr($0, RSTART + 10, RLENGTH - 10)
+          sub(/\[[^]]*\][ \t]*/, "")
+          if ($3 == suite && / main( |$)/) print $2 "\t" key
+        }'
 }
 
 # serves TYPE SUITE: does an apt source of TYPE (deb, deb-src) already list SUITE?
@@ -54,6 +62,8 @@ use_suite() {
     source=$(apt_source_of "$codename") ||
         die "apt has no source for Debian $codename itself: add one to /etc/apt/sources.list.d, then run this again"
     IFS=$'\t' read -r uri key <<<"$source"
+    # A key may also be written into the stanza itself; Debian's own keyring package makes its keys known anyway.
+    [[ $key == /* ]] || key=''
     {
         printf '\n# Written by podrail'\''s hack/lab.\nTypes: %s\nURIs: %s\nSuites: %s\nComponents: main\n' "$type" "$uri" "$suite"
         [[ -z $key ]] || printf 'Signed-By: %s\n' "$key"
