@@ -127,8 +127,20 @@ async fn one_vf(session: &Session, name: &str) -> Result<Running> {
 struct Sandbox {
     network_name: String,
     container_id: String,
-    netns: String,
     cni_args: Vec<(String, String)>,
+    result: CachedResult,
+}
+
+/// The part of a result that every libcni caches and that names the network namespace.
+#[derive(Debug, Deserialize)]
+struct CachedResult {
+    interfaces: Vec<CachedInterface>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CachedInterface {
+    #[serde(default)]
+    sandbox: String,
 }
 
 impl Sandbox {
@@ -146,13 +158,15 @@ impl Sandbox {
     }
 
     fn del(&self) -> Result<()> {
+        let mut sandboxes = self.result.interfaces.iter().map(|interface| interface.sandbox.as_str());
+        let netns = sandboxes.rfind(|path| !path.is_empty()).unwrap_or_default();
         let args: Vec<String> = self.cni_args.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let conf = std::fs::File::open("/etc/cni/net.d/00-multus.conf")?;
         let output = Command::new("/opt/cni/bin/multus")
             .env_clear()
             .env("CNI_COMMAND", "DEL")
             .env("CNI_CONTAINERID", &self.container_id)
-            .env("CNI_NETNS", &self.netns)
+            .env("CNI_NETNS", netns)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_ARGS", args.join(";"))
             .env("CNI_PATH", "/opt/cni/bin")
