@@ -195,6 +195,11 @@ async fn deleting_a_namespace_deletes_what_is_in_it() {
     cluster.delete(&format!("{PODS}/p"), &json!({"gracePeriodSeconds": 0})).await.unwrap();
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     assert_eq!(namespaces.get_opt(&cluster.namespace).await.unwrap(), None);
+
+    let cluster = Cluster::simulated("empty").await;
+    cluster.delete("/api/v1/namespaces/{ns}/serviceaccounts/default", &Value::Null).await.unwrap();
+    cluster.delete("/api/v1/namespaces/{ns}", &Value::Null).await.unwrap();
+    assert_eq!(cluster.get("/api/v1/namespaces/{ns}").await, refusal(404, "NotFound"));
 }
 
 #[tokio::test]

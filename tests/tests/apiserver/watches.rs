@@ -17,6 +17,10 @@ fn maps(cluster: &Cluster) -> Api<ConfigMap> {
     Api::namespaced(cluster.client.clone(), &cluster.namespace)
 }
 
+fn version_of(map: &ConfigMap) -> u64 {
+    map.metadata.resource_version.as_ref().unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn a_watch_shows_what_enters_and_leaves_its_selection() {
     let cluster = Cluster::start("watch").await;
@@ -33,12 +37,18 @@ async fn a_watch_shows_what_enters_and_leaves_its_selection() {
     let seen = async |params: WatchParams, count: usize| {
         let events = maps(&cluster).watch(&params, version).await.unwrap();
         let named = events.map_ok(|event| match event {
-            WatchEvent::Added(_) => "ADDED",
-            WatchEvent::Modified(_) => "MODIFIED",
-            WatchEvent::Deleted(_) => "DELETED",
+            WatchEvent::Added(map) => ("ADDED", version_of(&map)),
+            WatchEvent::Modified(map) => ("MODIFIED", version_of(&map)),
+            WatchEvent::Deleted(map) => ("DELETED", version_of(&map)),
             other => panic!("{other:?}"),
         });
-        named.take(count).try_collect::<Vec<_>>().await.unwrap()
+        let (names, versions): (Vec<_>, Vec<_>) =
+            named.take(count).try_collect::<Vec<_>>().await.unwrap().into_iter().unzip();
+        assert!(
+            versions.is_sorted_by(|a, b| a < b),
+            "a client that resumes would see something twice: {versions:?}"
+        );
+        names
     };
     assert_eq!(
         seen(WatchParams::default().labels("on=1"), 5).await,

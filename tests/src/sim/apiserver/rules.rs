@@ -335,15 +335,15 @@ mod tests {
         Birth { now: "2026-01-01T00:00:00Z".to_owned(), uid: "u1".to_owned(), suffix: "abcde".to_owned() }
     }
 
-    fn configmap(metadata: Value) -> Result<Value, u16> {
+    fn configmap(metadata: &Value) -> Result<Value, u16> {
         let kind = Kinds::builtin().find("", "v1", "configmaps").unwrap();
-        create(&kind, "v1", "ns", json!({ "metadata": metadata }), &birth()).map_err(|failure| failure.code)
+        create(&kind, "v1", "ns", json!({"metadata": metadata}), &birth()).map_err(|failure| failure.code)
     }
 
     #[test]
     fn creation_names_places_and_dates_an_object() {
         let made =
-            configmap(json!({"generateName": "x-", "uid": "mine", "deletionTimestamp": "then"})).unwrap();
+            configmap(&json!({"generateName": "x-", "uid": "mine", "deletionTimestamp": "then"})).unwrap();
         assert_eq!(
             made["metadata"],
             json!({
@@ -362,7 +362,7 @@ mod tests {
             (json!({"name": "a", "finalizers": ["plain"]}), 422),
         ];
         for (metadata, code) in refused {
-            assert_eq!(configmap(metadata.clone()), Err(code), "{metadata}");
+            assert_eq!(configmap(&metadata), Err(code), "{metadata}");
         }
     }
 
@@ -409,7 +409,8 @@ mod tests {
 
     #[test]
     fn what_an_update_may_not_do() {
-        let table: [(fn(&mut Value), Via, Result<(), u16>); 9] = [
+        type Row = (fn(&mut Value), Via, Result<(), u16>);
+        let table: [Row; 9] = [
             (|_| {}, Via::Put, Ok(())),
             (|new| new["metadata"]["uid"] = "other".into(), Via::Put, Err(409)),
             (|new| new["metadata"]["uid"] = "other".into(), Via::Patch, Err(422)),
