@@ -149,7 +149,8 @@ impl Sandbox {
         for entry in std::fs::read_dir(folder).with_context(|| format!("read {folder}"))? {
             let Ok(bytes) = std::fs::read(entry?.path()) else { continue };
             let Ok(sandbox) = serde_json::from_slice::<Sandbox>(&bytes) else { continue };
-            let is_ours = |(key, value): &(String, String)| key == "K8S_POD_UID" && *value == pod.uid;
+            // Not the UID: containerd tells it only since 1.7.
+            let is_ours = |(key, value): &(String, String)| key == "K8S_POD_NAME" && value == pod.spec.name();
             if sandbox.network_name == "multus-cni-network" && sandbox.cni_args.iter().any(is_ours) {
                 return Ok(sandbox);
             }
