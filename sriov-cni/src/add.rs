@@ -7,14 +7,14 @@ use tracing::{info, warn};
 
 use crate::address;
 use crate::claim;
-use crate::config::Conf;
+use crate::config::{self, Conf};
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::netdev;
 use crate::peer;
 use crate::plan::{Function, Observed, Step, plan};
 use crate::record::{Baseline, NetdevBaseline, Owner, Phase, Record};
-use crate::restore::restore;
+use crate::release::release;
 use crate::state::State;
 use crate::vf::Vf;
 
@@ -66,29 +66,19 @@ pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> 
             info!(device = %conf.device, "attached");
             Ok(result)
         }
-        Err(failure) => Err(undo(machine, state, request, &conf, &record, failure).await),
+        Err(failure) => Err(undo(machine, state, request, record, failure).await),
     }
 }
 
-/// Takes a failed attachment back; the failure comes out, with what could not be undone.
-async fn undo(
-    machine: &Machine,
-    state: &State,
-    request: &Request,
-    conf: &Conf,
-    record: &Record,
-    failure: Error,
-) -> Error {
-    if let Some(kind) = &conf.ipam
-        && let Err(error) = cni::ipam::del(kind, request)
+/// Takes a failed attachment back; the failure comes out, with what could not be undone. The record of
+/// what could not says that the VF was given up, so that whoever comes next may finish.
+async fn undo(machine: &Machine, state: &State, request: &Request, record: Record, failure: Error) -> Error {
+    if let Some(kind) = config::ipam_of(&request.config)
+        && let Err(error) = cni::ipam::del(&kind, request)
     {
         warn!(%error, "addresses of the failed attachment are not given back");
     }
-    let undone = match restore(machine, record, Some(&record.owner.netns)).await {
-        Ok(()) => state.forget(record),
-        Err(error) => Err(error),
-    };
-    match undone {
+    match release(machine, state, record, request).await {
         Ok(()) => failure,
         Err(undo) => Error::Undo { failure: Box::new(failure), undo: Box::new(undo) },
     }

@@ -128,7 +128,7 @@ pub(crate) async fn announce(netns: &Netns, netlink: &Netlink, link: &Link, resu
         Err(error) => Err(error),
     };
     if !matches!(waited, Ok(Some(_))) {
-        debug!(interface = %link.name, "no carrier yet; the kernel announces the addresses when it comes");
+        debug!(interface = %link.name, "no carrier yet; neighbours may keep an earlier holder's MAC for a while");
     }
     for address in addresses {
         if let Err(error) = host::announce(netns, link.index, mac, address) {

@@ -26,6 +26,8 @@ pub(crate) async fn check(machine: &Machine, state: &State, request: &Request) -
             return Err(Error::Allocated { device: conf.device, owner: Box::new(record.owner) });
         }
         Some(record) if record.phase == Phase::Attached => {}
+        // A peer's attachment has no record but a cache file.
+        None if state.cache(&request.container_id, &request.ifname)?.is_some() => {}
         _ => differences.push(format!("no record says that VF {} is attached", conf.device)),
     }
     let vf = Vf::require(machine, conf.device).await?;

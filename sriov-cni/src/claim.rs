@@ -40,18 +40,21 @@ pub(crate) async fn claim(
         }
     }
     info!(%device, owner = %record.owner, phase = ?record.phase, "restoring what an earlier owner left");
-    let kept = match restore(machine, &record, None).await {
-        Ok(()) => None,
+    match restore(machine, &record, None).await {
+        Ok(()) => {
+            state.forget(&record)?;
+            Ok(None)
+        }
         Err(Error::NotReleased(errors)) if errors.iter().all(Error::concerns_name_only) => {
             for error in errors {
                 warn!(%error, "going on with the VF");
             }
-            Some(record.baseline.clone())
+            // The record itself stays until the next owner's takes its place.
+            state.forget_for_peers(&record)?;
+            Ok(Some(record.baseline))
         }
-        Err(error) => return Err(error),
-    };
-    state.forget(&record)?;
-    Ok(kept)
+        Err(error) => Err(error),
+    }
 }
 
 /// The record of the VF, or what a peer left in its place.

@@ -38,7 +38,8 @@ async fn release_vf(machine: &Machine, state: &State, request: &Request) -> Resu
         }
     }
     info!("nothing to release: the attachment has no VF (any more)");
-    Ok(())
+    // A cache file that is left then speaks about a VF that went to somebody else.
+    state.forget_cache(&request.container_id, &request.ifname)
 }
 
 /// Restores the VF of a record and removes the record; when that fails the record stays, marked as given

@@ -105,10 +105,20 @@ impl State {
     /// Removes all traces of a record whose VF is given back, the record itself last: until then the
     /// work can be repeated.
     pub(crate) fn forget(&self, record: &Record) -> Result<(), Error> {
-        let owner = &record.owner;
-        durable::remove(&self.allocation_path(record.device))?;
-        durable::remove(&self.cache_path(&owner.container_id, &owner.ifname))?;
+        self.forget_for_peers(record)?;
         durable::remove(&self.record_path(record.device))?;
+        Ok(())
+    }
+
+    /// Removes the peers' two files of a record.
+    pub(crate) fn forget_for_peers(&self, record: &Record) -> Result<(), Error> {
+        durable::remove(&self.allocation_path(record.device))?;
+        self.forget_cache(&record.owner.container_id, &record.owner.ifname)
+    }
+
+    /// Removes the cache file of an attachment.
+    pub(crate) fn forget_cache(&self, container_id: &str, ifname: &str) -> Result<(), Error> {
+        durable::remove(&self.cache_path(container_id, ifname))?;
         Ok(())
     }
 

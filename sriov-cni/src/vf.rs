@@ -158,7 +158,7 @@ impl Vf {
         if let Some(link) = links.iter().find(|link| link.parent_dev.as_ref() == Some(&parent)) {
             return Ok(Some(link.clone()));
         }
-        if machine.netlink.links().await?.iter().any(|link| link.parent_dev.is_some()) {
+        if machine.names_parents().await? {
             return Ok(None);
         }
         // A kernel before 5.14 does not name the device behind an interface; sysfs does, as seen from

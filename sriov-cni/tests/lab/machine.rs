@@ -195,6 +195,7 @@ fn all_vfs() -> Vec<(String, String, usize)> {
 pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) ifname: String,
+    owns_namespace: bool,
 }
 
 impl Pod {
@@ -204,7 +205,12 @@ impl Pod {
         let name = format!("pod{}x{serial}", std::process::id());
         run("ip", &["netns", "add", &name]);
         // The kernel brings an interface back to the host under this name, where tests must not clash.
-        Self { name, ifname: format!("net{serial}") }
+        Self { name, ifname: format!("net{serial}"), owns_namespace: true }
+    }
+
+    /// The same pod, as the runtime calls for another of its interfaces.
+    pub(crate) fn with_interface(&self, ifname: &str) -> Self {
+        Self { name: self.name.clone(), ifname: ifname.to_owned(), owns_namespace: false }
     }
 
     pub(crate) fn netns(&self) -> String {
@@ -247,7 +253,9 @@ impl Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
+        if self.owns_namespace {
+            let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
+        }
     }
 }
 

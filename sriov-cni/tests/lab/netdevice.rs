@@ -16,6 +16,7 @@ fn every_option_is_set_and_taken_back() {
     let before = vf.snapshot();
     let conf = vf.conf(&json!({
         "VLAN": 100, "vlanQoS": 3, "mac": "02:00:00:00:01:01", "spoofchk": "OFF", "trust": "on", "mtu": 1400,
+        "max_tx_rate": 100,
         "ipam": addresses.ipam(),
     }));
     let result = pod.add(&conf).ok();
@@ -29,6 +30,7 @@ fn every_option_is_set_and_taken_back() {
     assert_eq!(settings["vlan_list"][0]["qos"], 3, "{settings}");
     assert_eq!(settings["address"], "02:00:00:00:01:01");
     assert_eq!((&settings["spoofchk"], &settings["trust"]), (&json!(false), &json!(true)));
+    assert_eq!(settings["rate"]["max_tx"], 100);
     let link = inside(&vf, &pod);
     assert_eq!((&link["ifname"], &link["mtu"]), (&json!(pod.ifname), &json!(1400)));
     assert_eq!(link["address"], "02:00:00:00:01:01");
@@ -213,4 +215,54 @@ fn check_finds_what_drifted() {
     pod.del(&conf).ok();
     let error = pod.check(&conf).error();
     assert!(error.contains("not in the container"), "{error}");
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn an_untrusted_vf_takes_the_mac_and_gives_it_back() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    // igbvf refuses to set any MAC once the PF has set one, and takes that over when it resets the VF.
+    let conf = vf.conf(&json!({"mac": "02-00-00-00-01-05"}));
+    for round in ["first", "second"] {
+        let result = pod.add(&conf).ok();
+        assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:01:05", "{round}");
+        assert_eq!(inside(&vf, &pod)["address"], "02:00:00:00:01:05", "{round}");
+        assert_eq!(vf.settings()["address"], "02:00:00:00:01:05", "{round}");
+        pod.del(&conf).ok();
+        vf.assert_is(&before, round);
+    }
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn neighbours_hear_of_the_address() {
+    let vfs = Vf::take_many(3);
+    let (pod, neighbour) = (Pod::new(), Pod::new());
+    let other = pod.with_interface("other");
+    let with = |vf: &Vf, host: u32| {
+        let addresses =
+            json!([{"address": format!("192.0.2.{host}/24")}, {"address": format!("2001:db8::{host}/64")}]);
+        vf.conf(&json!({"vlan": 100, "ipam": {"type": "static", "addresses": addresses}}))
+    };
+    // A pod with another interface in front, which must not be the one that is heard.
+    other.add(&vfs[0].conf(&json!({"vlan": 200}))).ok();
+    neighbour.add(&with(&vfs[1], 1)).ok();
+    let wanted = inside(&vfs[1], &neighbour)["ifname"].as_str().unwrap().to_owned();
+    let known = |address: &str| neighbour.ip(&["neighbour", "show", address]);
+    // The emulated NIC may take longer to see its link than ADD waits; then nobody hears.
+    let heard = (0..10).any(|_| {
+        for address in ["192.0.2.2", "2001:db8::2"] {
+            let entry = [address, "lladdr", "02:00:00:00:00:99", "nud", "stale", "dev", &wanted];
+            neighbour.ip(&[&["neighbour", "replace"], &entry[..]].concat());
+        }
+        pod.add(&with(&vfs[2], 2)).ok();
+        let mac = inside(&vfs[2], &pod)["address"].as_str().unwrap().to_owned();
+        let heard = known("192.0.2.2").contains(&mac) && known("2001:db8::2").contains(&mac);
+        pod.del(&with(&vfs[2], 2)).ok();
+        heard
+    });
+    assert!(heard, "{} {}", known("192.0.2.2"), known("2001:db8::2"));
+    other.del(&vfs[0].conf(&json!({}))).ok();
+    neighbour.del(&with(&vfs[1], 1)).ok();
 }

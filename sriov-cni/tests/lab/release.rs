@@ -50,14 +50,19 @@ fn del_needs_nothing_of_the_configuration() {
         ),
     ] {
         for cache_survives in [true, false] {
-            let (vf, pod) = (Vf::take(), Pod::new());
+            let (vf, pod, addresses) = (Vf::take(), Pod::new(), Addresses::new());
             let before = vf.snapshot();
-            pod.add(&vf.conf(&keys())).ok();
+            let with_addresses = |mut conf: Value| {
+                conf["ipam"] = addresses.ipam();
+                conf
+            };
+            pod.add(&with_addresses(vf.conf(&keys()))).ok();
             if !cache_survives {
                 fs::remove_file(Path::new(STATE).join(format!("{}-{}", pod.name, pod.ifname))).unwrap();
             }
-            pod.del(&conf).ok();
+            pod.del(&with_addresses(conf.clone())).ok();
             vf.assert_is(&before, situation);
+            assert!(addresses.held().is_empty(), "{situation}");
         }
     }
 }
@@ -74,9 +79,7 @@ fn del_of_another_attachment_changes_nothing() {
         || (vf.settings(), vf.link(Some(&pod)).map(|link| [link["ifname"].clone(), link["mtu"].clone()]));
     let attached = state();
     other.del(&conf).ok();
-    let second_interface = Pod { name: pod.name.clone(), ifname: "other".to_owned() };
-    second_interface.del(&conf).ok();
-    std::mem::forget(second_interface);
+    pod.with_interface("other").del(&conf).ok();
     assert_eq!(state(), attached);
     pod.del(&conf).ok();
     vf.assert_is(&before, "after its own DEL");
@@ -173,7 +176,10 @@ fn a_name_taken_on_the_host_keeps_the_record_until_it_is_free() {
     assert!(vf.has_state() && pod.is_empty());
     assert_eq!(vf.settings(), before["pf"], "all but the name is restored");
 
-    // It is fit for another pod, and its old name is not forgotten.
+    // It is fit for another pod, and its old name is not forgotten; not by a failing ADD either.
+    for keys in [json!({"link_state": "enable"}), json!({"mtu": 65_000})] {
+        next.add(&vf.conf(&keys)).error();
+    }
     next.add(&conf).ok();
     run("ip", &["link", "delete", &name]);
     next.del(&conf).ok();
