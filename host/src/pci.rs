@@ -28,6 +28,12 @@ impl PciAddress {
     pub fn domain(&self) -> u32 {
         self.domain
     }
+
+    /// Bus, device and function as one number, by which functions of a domain are counted (PCI Express
+    /// Base Specification 2.2.6.2).
+    pub(crate) fn routing_id(self) -> u32 {
+        u32::from(self.bus) << 8 | u32::from(self.device) << 3 | u32::from(self.function)
+    }
 }
 
 impl FromStr for PciAddress {

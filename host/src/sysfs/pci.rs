@@ -149,7 +149,25 @@ impl PciDevice {
     /// The links cannot be read.
     pub fn vf_index(&self) -> Result<Option<u32>> {
         let Some(pf) = self.physfn()? else { return Ok(None) };
+        // Asking one link instead of all matters on a PF with hundreds of VFs.
+        if let Some(index) = self.computed_vf_index(&pf)?
+            && pf.linked(&format!("virtfn{index}"))?.is_some_and(|vf| vf.address == self.address)
+        {
+            return Ok(Some(index));
+        }
         Ok(pf.virtfns()?.into_iter().find(|(_, vf)| vf.address == self.address).map(|(index, _)| index))
+    }
+
+    /// Where the PF's SR-IOV capability puts this VF (First VF Offset and VF Stride, PCI Express Base
+    /// Specification 9.3.3); `None` when the kernel does not show it.
+    fn computed_vf_index(&self, pf: &Self) -> Result<Option<u32>> {
+        let offset: Option<u32> = parsed(&pf.path().join("sriov_offset"), "a number of functions")?;
+        let stride: Option<u32> = parsed(&pf.path().join("sriov_stride"), "a number of functions")?;
+        let distance = self.address.routing_id().checked_sub(pf.address.routing_id());
+        let (Some(offset), Some(stride), Some(distance)) = (offset, stride, distance) else {
+            return Ok(None);
+        };
+        Ok(distance.checked_sub(offset).and_then(|distance| distance.checked_div(stride)))
     }
 
     /// How many VFs the PF can have; `None` if the function has no SR-IOV capability.
@@ -326,6 +344,12 @@ mod tests {
         let vf = fake.sysfs().pci_device(address("0000:3b:10.4")).unwrap();
         assert_eq!(vf.physfn().unwrap().unwrap().address(), address("0000:3b:00.0"));
         assert_eq!(vf.vf_index().unwrap(), Some(2));
+        // With the capability's numbers, and with numbers that are not of this PF.
+        for (offset, stride) in [("128", "2"), ("64", "2"), ("128", "0"), ("4096", "1")] {
+            let pf = fake.pci("0000:3b:00.0");
+            pf.attribute("sriov_offset", offset).attribute("sriov_stride", stride);
+            assert_eq!(vf.vf_index().unwrap(), Some(2), "offset {offset}, stride {stride}");
+        }
         assert_eq!(vf.netdevs().unwrap(), ["ens1f0v2"]);
         let pf = vf.physfn().unwrap().unwrap();
         let indexes: Vec<u32> = pf.virtfns().unwrap().iter().map(|(index, _)| *index).collect();
