@@ -1,5 +1,8 @@
 //! ADD: look, plan, write the intent down, act; on any failure undo all of it.
 
+use std::cell::OnceCell;
+use std::path::Path;
+
 use cni::{CniResult, Interface, Request};
 use host::netlink::{Link, VfOption};
 use host::{Netlink, Netns};
@@ -27,12 +30,12 @@ pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> 
 
     let kept_baseline = claim::claim(machine, state, request, conf.device).await?;
     let vf = Vf::require(machine, conf.device).await?;
-    let container = Netlink::connect_in(&netns)?;
+    let container = Container::new(netns);
     let observed = observe(machine, &vf, &container).await?;
     if observed.names_in_container.contains(&request.ifname)
         && matches!(observed.function, Function::Netdev(_))
     {
-        return Err(Error::NameTaken { name: request.ifname.clone(), netns: netns.path().to_owned() });
+        return Err(Error::NameTaken { name: request.ifname.clone(), netns: container.path().to_owned() });
     }
     let steps = plan(&conf, &request.ifname, &observed)?;
 
@@ -40,8 +43,8 @@ pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> 
         container_id: request.container_id.clone(),
         ifname: request.ifname.clone(),
         network: request.name.clone(),
-        netns: netns.path().to_owned(),
-        netns_id: Some(netns.id()),
+        netns: container.path().to_owned(),
+        netns_id: Some(container.netns.id()),
     };
     let baseline = kept_baseline.unwrap_or_else(|| baseline(&observed));
     let changes = steps.iter().filter_map(changed_option).collect();
@@ -51,8 +54,7 @@ pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> 
     let cache = peer::cache(&request.config, &conf, &record, pf)?;
     state.save(&record)?;
 
-    let attachment =
-        Attachment { machine, request, conf: &conf, vf: &vf, netns: &netns, container: &container };
+    let attachment = Attachment { machine, request, conf: &conf, vf: &vf, container: &container };
     let attached = async {
         state.save_for_peers(&record, &cache)?;
         attachment.carry_out(&steps).await?;
@@ -85,8 +87,8 @@ async fn undo(machine: &Machine, state: &State, request: &Request, record: Recor
 }
 
 /// Reads what the plan depends on.
-async fn observe(machine: &Machine, vf: &Vf, container: &Netlink) -> Result<Observed, Error> {
-    let function = match vf.link_here(machine).await? {
+async fn observe(machine: &Machine, vf: &Vf, container: &Container) -> Result<Observed, Error> {
+    let function = match vf.shown_here(machine).await? {
         Some(link) => Function::Netdev(link),
         None => match (vf.userspace_driver()?, &vf.driver) {
             (Some(driver), _) => Function::Userspace(driver),
@@ -98,17 +100,16 @@ async fn observe(machine: &Machine, vf: &Vf, container: &Netlink) -> Result<Obse
             }
         },
     };
+    let mut names_in_container = Vec::new();
     if let Function::Netdev(link) = &function {
         refuse_in_use(machine, vf, link).await?;
+        for link in container.netlink()?.links().await? {
+            names_in_container.push(link.name);
+            names_in_container.extend(link.altnames);
+        }
     }
-    let links = container.links().await?;
-    let names = links.into_iter().flat_map(|link| std::iter::once(link.name).chain(link.altnames));
-    Ok(Observed {
-        function,
-        has_pf: vf.pf.is_some(),
-        vf: vf.settings(machine).await?,
-        names_in_container: names.collect(),
-    })
+    let settings = vf.settings(machine).await?;
+    Ok(Observed { function, has_pf: vf.pf.is_some(), vf: settings, names_in_container })
 }
 
 /// An interface that the host works with is not given away: it would take the host's connection along.
@@ -142,13 +143,36 @@ fn changed_option(step: &Step) -> Option<VfOption> {
     }
 }
 
+/// The container's namespace, and netlink in it from its first use on: a VF for user space needs none.
+struct Container {
+    netns: Netns,
+    connection: OnceCell<Netlink>,
+}
+
+impl Container {
+    fn new(netns: Netns) -> Self {
+        Self { netns, connection: OnceCell::new() }
+    }
+
+    fn path(&self) -> &Path {
+        self.netns.path()
+    }
+
+    fn netlink(&self) -> Result<&Netlink, Error> {
+        if let Some(connected) = self.connection.get() {
+            return Ok(connected);
+        }
+        let connected = Netlink::connect_in(&self.netns)?;
+        Ok(self.connection.get_or_init(|| connected))
+    }
+}
+
 struct Attachment<'a> {
     machine: &'a Machine,
     request: &'a Request,
     conf: &'a Conf,
     vf: &'a Vf,
-    netns: &'a Netns,
-    container: &'a Netlink,
+    container: &'a Container,
 }
 
 impl Attachment<'_> {
@@ -171,10 +195,12 @@ impl Attachment<'_> {
             Step::RemoveAltname(index, name) => here.remove_altname(*index, name).await?,
             Step::Mac(index, mac) => return netdev::set_mac(&self.machine.netns, here, *index, *mac).await,
             Step::Mtu(index, mtu) => here.set_mtu(*index, *mtu).await?,
-            Step::Move(index, name) => here.move_link(*index, self.netns, name).await?,
+            Step::Move(index, name) => {
+                here.move_link(*index, &self.container.netns, self.container.netlink()?, name).await?;
+            }
             Step::Up => {
-                address::prepare(self.netns, &self.request.ifname)?;
-                self.container.set_up(self.link_in_container().await?.index, true).await?;
+                address::prepare(&self.container.netns, &self.request.ifname)?;
+                self.container.netlink()?.set_up(self.link_in_container().await?.index, true).await?;
             }
         }
         Ok(())
@@ -182,7 +208,7 @@ impl Attachment<'_> {
 
     /// The interface in the container, under the name that it was moved there.
     async fn link_in_container(&self) -> Result<Link, Error> {
-        let link = self.container.link_by_name(&self.request.ifname).await?;
+        let link = self.container.netlink()?.link_by_name(&self.request.ifname).await?;
         link.ok_or_else(|| Error::Lost {
             device: self.vf.address(),
             driver: self.vf.driver_name().to_owned(),
@@ -206,8 +232,10 @@ impl Attachment<'_> {
         if let Some(link) = &link
             && !result.ips.is_empty()
         {
-            address::configure(self.netns, self.container, link, &result).await?;
-            address::announce(self.netns, self.container, link, &result).await;
+            let Container { netns, .. } = self.container;
+            let netlink = self.container.netlink()?;
+            address::configure(netns, netlink, link, &result).await?;
+            address::announce(netns, netlink, link, &result).await;
         }
         Ok(result)
     }
@@ -216,15 +244,18 @@ impl Attachment<'_> {
         let (mac, mtu) = match link {
             Some(link) => (link.mac, link.mtu),
             None => {
-                let reported = self.vf.settings(self.machine).await?.and_then(|settings| settings.mac);
-                (self.conf.mac.or(reported), self.vf.pf.as_ref().map(|pf| pf.mtu).unwrap_or_default())
+                let mac = match self.conf.mac {
+                    Some(mac) => Some(mac),
+                    None => self.vf.settings(self.machine).await?.and_then(|settings| settings.mac),
+                };
+                (mac, self.vf.pf.as_ref().map(|pf| pf.mtu).unwrap_or_default())
             }
         };
         Ok(Interface {
             name: self.request.ifname.clone(),
             mac: mac.filter(|mac| !mac.is_zero()).map(|mac| mac.to_string()).unwrap_or_default(),
             mtu,
-            sandbox: self.netns.path().display().to_string(),
+            sandbox: self.container.path().display().to_string(),
             socket_path: String::new(),
             pci_id: self.vf.address().to_string(),
         })

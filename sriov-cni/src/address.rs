@@ -58,7 +58,6 @@ pub(crate) async fn configure(
     if result.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
         enable_ipv6(netns, &link.name)?;
     }
-    let mut events = Events::subscribe_in(netns, &[Group::Ipv6Address])?;
     for ip in &result.ips {
         match netlink.add_address(link.index, ip.address).await {
             Err(error) if error.is_exists() => {}
@@ -66,7 +65,7 @@ pub(crate) async fn configure(
         }
     }
     if result.ips.iter().any(|ip| ip.gateway.is_some_and(|gateway| gateway.is_ipv6())) {
-        settle(netlink, &mut events, link).await?;
+        settle(netns, netlink, link).await?;
     }
     for route in routes(result, link.index) {
         match netlink.append_route(&route).await {
@@ -78,7 +77,8 @@ pub(crate) async fn configure(
 }
 
 /// Waits until no IPv6 address of the interface is tentative.
-async fn settle(netlink: &Netlink, events: &mut Events, link: &Link) -> Result<(), Error> {
+async fn settle(netns: &Netns, netlink: &Netlink, link: &Link) -> Result<(), Error> {
+    let mut events = Events::subscribe_in(netns, &[Group::Ipv6Address])?;
     let settled = async || {
         let addresses = netlink.addresses(link.index).await?;
         Ok((!addresses.iter().any(|address| address.tentative)).then_some(addresses))
@@ -122,12 +122,7 @@ fn routes(result: &CniResult, index: u32) -> Vec<Route> {
 pub(crate) async fn announce(netns: &Netns, netlink: &Netlink, link: &Link, result: &CniResult) {
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
     let Some(mac) = link.mac.filter(|_| !addresses.is_empty()) else { return };
-    let running = async || Ok(netlink.link(link.index).await?.filter(|link| link.running));
-    let waited = match Events::subscribe_in(netns, &[Group::Link]) {
-        Ok(mut events) => events.wait_until(CARRIER_LIMIT, running).await,
-        Err(error) => Err(error),
-    };
-    if !matches!(waited, Ok(Some(_))) {
+    if !matches!(carrier(netns, netlink, link).await, Ok(true)) {
         debug!(interface = %link.name, "no carrier yet; neighbours may keep an earlier holder's MAC for a while");
     }
     for address in addresses {
@@ -135,6 +130,16 @@ pub(crate) async fn announce(netns: &Netns, netlink: &Netlink, link: &Link, resu
             debug!(%error, "address is not announced");
         }
     }
+}
+
+/// Waits until the interface is operational, which most are at once.
+async fn carrier(netns: &Netns, netlink: &Netlink, link: &Link) -> Result<bool, host::netlink::Error> {
+    let running = async || Ok(netlink.link(link.index).await?.filter(|link| link.running));
+    if running().await?.is_some() {
+        return Ok(true);
+    }
+    let mut events = Events::subscribe_in(netns, &[Group::Link])?;
+    Ok(events.wait_until(CARRIER_LIMIT, running).await?.is_some())
 }
 
 #[cfg(test)]

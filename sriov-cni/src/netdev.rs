@@ -87,18 +87,20 @@ pub(crate) async fn wait_for<T>(
 /// waits for the kernel to bring it back from a namespace that is being torn down. `None` when the VF
 /// has no interface, being bound to no driver or to one for user space.
 pub(crate) async fn locate(machine: &Machine, vf: &Vf, likely: Vec<Netns>) -> Result<Option<Place>, Error> {
-    let here = async || -> Result<Option<Place>, Error> {
-        let link = vf.link_here(machine).await?;
-        let netns = Netns::current()?;
-        Ok(link.map(|link| Place { netns, netlink: machine.netlink.clone(), link }))
+    let place = |link| -> Result<Place, Error> {
+        Ok(Place { netns: Netns::current()?, netlink: machine.netlink.clone(), link })
     };
-    if let Some(place) = here().await? {
-        return Ok(Some(place));
+    let here = async || vf.link_here(machine).await?.map(place).transpose();
+    if let Some(link) = vf.shown_here(machine).await? {
+        return place(link).map(Some);
     }
     if vf.driver.is_none() || vf.userspace_driver()?.is_some() {
         return Ok(None);
     }
     if let Some(place) = search(machine, vf, likely).await? {
+        return Ok(Some(place));
+    }
+    if let Some(place) = here().await? {
         return Ok(Some(place));
     }
     if let Some(place) = search(machine, vf, netns::discover()?).await? {

@@ -130,11 +130,11 @@ async fn move_here(
     for altname in &link.altnames {
         netlink.remove_altname(link.index, altname).await?;
     }
-    let here = &machine.netns;
-    match netlink.move_link(link.index, here, &baseline.name).await {
+    let (here, outside) = (&machine.netns, &machine.netlink);
+    match netlink.move_link(link.index, here, outside, &baseline.name).await {
         Err(error) if error.is_exists() => {
             errors.push(Error::HostNameTaken { device: vf.address(), name: baseline.name.clone() });
-            netlink.move_link(link.index, here, &spare_name(vf)).await?;
+            netlink.move_link(link.index, here, outside, &spare_name(vf)).await?;
         }
         moved => moved?,
     }

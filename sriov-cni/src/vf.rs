@@ -171,9 +171,24 @@ impl Vf {
         Ok(links.into_iter().find(|link| Some(&link.name) == name.as_ref()))
     }
 
+    /// The VF's interface in our own namespace, as far as sysfs shows it there. It asks for one interface
+    /// instead of all, of which a node may have thousands.
+    pub(crate) async fn shown_here(&self, machine: &Machine) -> Result<Option<Link>, Error> {
+        let Some(name) = self.first_netdev(&machine.sysfs)? else { return Ok(None) };
+        let link = machine.netlink.link_by_name(&name).await?;
+        // The sysfs that is mounted may be of another namespace, where the name is another interface's.
+        Ok(link.filter(|link| match &link.parent_dev {
+            Some(parent) => *parent == self.address().to_string(),
+            None => link.kind.is_none(),
+        }))
+    }
+
     /// The VF's interface in our own namespace.
     pub(crate) async fn link_here(&self, machine: &Machine) -> Result<Option<Link>, Error> {
-        self.link_in(machine, &machine.netns, &machine.netlink).await
+        match self.shown_here(machine).await? {
+            Some(link) => Ok(Some(link)),
+            None => self.link_in(machine, &machine.netns, &machine.netlink).await,
+        }
     }
 
     fn first_netdev(&self, sysfs: &Sysfs) -> Result<Option<String>, Error> {

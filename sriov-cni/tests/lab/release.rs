@@ -1,6 +1,7 @@
 //! DEL and GC when things are not as they were at ADD.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -147,6 +148,37 @@ fn a_late_duplicate_del_leaves_the_next_pod_alone() {
         second.del(&next).ok();
     });
     vf.assert_is(&before, "after all");
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn del_looks_again_when_it_gets_the_lock() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    let conf = vf.conf(&keys());
+    pod.add(&conf).ok();
+    let settings = vf.settings();
+    let lock = fs::File::open(Path::new(STATE).join(format!("pci/vf_lock/{}.lock", vf.address))).unwrap();
+    lock.lock().unwrap();
+    let record = Path::new(STATE).join(format!("podrail/{}.json", vf.address));
+    let ours = fs::read_to_string(&record).unwrap();
+    std::thread::scope(|scope| {
+        let del = scope.spawn(|| pod.del(&conf));
+        let inode = format!(":{} ", lock.metadata().unwrap().ino());
+        let is_waiting = |line: &str| line.contains("->") && line.contains(&inode);
+        while !fs::read_to_string("/proc/locks").unwrap().lines().any(is_waiting) {
+            std::thread::yield_now();
+        }
+        // Meanwhile the VF went to another pod.
+        fs::write(&record, ours.replace(&pod.name, "another")).unwrap();
+        lock.unlock().unwrap();
+        del.join().unwrap().ok();
+    });
+    assert_eq!(vf.settings(), settings);
+    assert!(vf.link(Some(&pod)).is_some());
+    fs::write(&record, ours).unwrap();
+    pod.del(&conf).ok();
+    vf.assert_is(&before, "after its own DEL");
 }
 
 #[test]
