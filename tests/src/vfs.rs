@@ -104,29 +104,25 @@ impl Vf {
     /// Everything that has to come back, as text.
     fn properties(&self) -> Vec<(&'static str, String)> {
         let netdev = self.netdev.as_ref();
-        vec![
+        let mut properties = vec![
             ("driver", text(self.driver.as_ref())),
             ("interface", text(netdev.map(|netdev| &netdev.name))),
             ("MAC", text(netdev.and_then(|netdev| netdev.mac.as_ref()))),
             ("MTU", text(netdev.map(|netdev| netdev.mtu).as_ref())),
             ("altnames", netdev.map(|netdev| netdev.altnames.join(" ")).unwrap_or_default()),
             ("link up", text(netdev.map(|netdev| netdev.up).as_ref())),
-            ("settings on the PF", self.settings()),
-        ]
-    }
-
-    /// What its PF reports of it, option by option.
-    fn settings(&self) -> String {
-        let options = [
-            VfOption::Mac,
-            VfOption::Vlan,
-            VfOption::Rate,
-            VfOption::Spoofchk,
-            VfOption::Trust,
-            VfOption::LinkState,
         ];
-        let settings = options.into_iter().filter_map(|option| self.admin.get(option));
-        settings.map(|setting| setting.to_string()).collect::<Vec<_>>().join(", ")
+        let options = [
+            ("MAC on the PF", VfOption::Mac),
+            ("VLAN", VfOption::Vlan),
+            ("rates", VfOption::Rate),
+            ("spoof check", VfOption::Spoofchk),
+            ("trust", VfOption::Trust),
+            ("link state", VfOption::LinkState),
+        ];
+        let settings = options.map(|(what, option)| (what, text(self.admin.get(option).as_ref())));
+        properties.extend(settings);
+        properties
     }
 
     /// Driver, interface, MAC (without an interface the one that the PF knows), MTU and VLAN, for tables.
@@ -144,4 +140,35 @@ impl Vf {
 
 fn text(value: Option<&impl fmt::Display>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::netlink::VfVlan;
+
+    #[test]
+    fn differences_name_device_and_property() {
+        let address: PciAddress = "0000:01:10.0".parse().unwrap();
+        let netdev = Netdev { name: "v0".into(), altnames: vec![], mac: None, mtu: 1500, up: false };
+        let vf = Vf {
+            address,
+            pf: "p0".into(),
+            index: 0,
+            driver: Some("igbvf".into()),
+            netdev: Some(netdev),
+            admin: VfSettings { vlan: Some(VfVlan::default()), ..VfSettings::default() },
+        };
+        let before = Vfs::from([(address, vf.clone())]);
+        assert!(differences(&before, &before).is_empty());
+
+        let vlan = VfVlan { id: 100, ..VfVlan::default() };
+        let admin = VfSettings { vlan: Some(vlan), ..VfSettings::default() };
+        let after = Vfs::from([(address, Vf { netdev: None, admin, ..vf })]);
+        let lines = differences(&before, &after);
+        assert_eq!(lines.first().unwrap(), "0000:01:10.0: interface was v0, is -");
+        assert!(lines.last().unwrap().starts_with("0000:01:10.0: VLAN was vlan 0"), "{lines:?}");
+        assert_eq!(differences(&before, &Vfs::new()), ["0000:01:10.0: gone"]);
+        assert_eq!(differences(&Vfs::new(), &before), ["0000:01:10.0: new"]);
+    }
 }
