@@ -27,11 +27,11 @@ const NAD_DEFINITION: &str = include_str!("../../deploy/network-attachment-defin
 const RESOURCE_NAME: &str = "k8s.v1.cni.cncf.io/resourceName";
 
 /// How long a pod may take to run: an emulated node with a real kubelet is slow.
-const RUNNING: Duration = Duration::from_secs(150);
+const RUNNING: Duration = Duration::from_secs(300);
 /// How long a pod may take to disappear.
-const GONE: Duration = Duration::from_secs(120);
+const GONE: Duration = Duration::from_secs(240);
 /// How long an expected event or condition may take.
-const REPORTED: Duration = Duration::from_secs(90);
+const REPORTED: Duration = Duration::from_secs(150);
 
 /// A Kubernetes cluster with one node.
 #[derive(Clone, Debug)]

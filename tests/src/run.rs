@@ -13,7 +13,7 @@ use crate::table;
 use crate::vfs::Vfs;
 
 /// Longest time that one scenario may take.
-const LIMIT: Duration = Duration::from_secs(420);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// What came of one scenario.
 #[derive(Debug)]
