@@ -140,7 +140,7 @@ mod tests {
             let (name, peer) = (format!("net{n}"), format!("peer{n}"));
             outside.add_veth(&name, &peer).await.unwrap();
             let index = outside.link_by_name(&name).await.unwrap().unwrap().index;
-            outside.move_link(index, &pod, &name).await.unwrap();
+            outside.move_link(index, &pod, &inside, &name).await.unwrap();
             let link = inside.link_by_name(&name).await.unwrap().unwrap();
             // A tentative link-local address is no cause; the test has no time for duplicate detection.
             let accept_dad = (format!("ipv6/conf/{name}/accept_dad"), "0");

@@ -245,7 +245,7 @@ impl Netlink {
         self.request(Verb::Change, frame, operation).await.map(drop)
     }
 
-    /// Moves the interface to `target` under the name `name`, in one request.
+    /// Moves the interface to `target`, where `inside` is connected to, under the name `name`, in one request.
     ///
     /// The kernel moves first and renames second: when `name` is taken in `target` the request fails
     /// with EEXIST but the interface *is* there, under its old name. So the name is looked up in
@@ -253,9 +253,14 @@ impl Netlink {
     ///
     /// # Errors
     /// EEXIST when `name` is taken in `target`; otherwise when kernel or driver refuse.
-    pub async fn move_link(&self, index: u32, target: &Netns, name: &str) -> Result<(), Error> {
+    pub async fn move_link(
+        &self,
+        index: u32,
+        target: &Netns,
+        inside: &Self,
+        name: &str,
+    ) -> Result<(), Error> {
         let operation = || format!("moving interface {index} to {} as {name}", target.path().display());
-        let inside = Self::connect_in(target)?;
         if let Some(holder) = inside.link_by_name(name).await? {
             let taken = format!("interface {} there has that name already", holder.index);
             return Err(Error::kernel(operation(), nix::errno::Errno::EEXIST as i32, Some(taken)));
@@ -380,12 +385,12 @@ mod tests {
             inside.add_veth("eth0", "x").await.unwrap();
             let index = named(&netlink, "eth0").await.index;
 
-            let refused = netlink.move_link(index, &pod, "eth0").await.unwrap_err();
+            let refused = netlink.move_link(index, &pod, &inside, "eth0").await.unwrap_err();
             assert!(refused.is_exists(), "{refused}");
             assert!(netlink.link(index).await.unwrap().is_some(), "a refused move leaves the interface here");
 
             let mut events = Events::subscribe(&[Group::Link]).unwrap();
-            netlink.move_link(index, &pod, "net1").await.unwrap();
+            netlink.move_link(index, &pod, &inside, "net1").await.unwrap();
             assert_eq!(named(&inside, "net1").await.kind.as_deref(), Some("veth"));
             let gone = events.wait_until(Duration::from_secs(5), async || {
                 Ok(netlink.link_by_name("eth0").await?.is_none().then_some(()))
@@ -394,7 +399,7 @@ mod tests {
 
             let home = Netns::current().unwrap();
             let index = named(&inside, "net1").await.index;
-            inside.move_link(index, &home, "eth0").await.unwrap();
+            inside.move_link(index, &home, &netlink, "eth0").await.unwrap();
             assert!(netlink.link_by_name("eth0").await.unwrap().is_some());
         });
     }

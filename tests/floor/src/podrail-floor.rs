@@ -54,7 +54,7 @@ async fn add(
     here.set_vf(pf, vf, VfSetting::Mac(mac)).await?;
     here.set_vf(pf, vf, VfSetting::Trust(true)).await?;
     here.set_mac(link, mac).await?;
-    here.move_link(link, netns, ifname).await?;
+    here.move_link(link, netns, &inside, ifname).await?;
     let link = index(&inside, ifname).await?;
     inside.set_up(link, true).await?;
     let answer = ipam()?;
@@ -78,7 +78,7 @@ async fn del(
     let inside = Netlink::connect_in(netns)?;
     let link = index(&inside, ifname).await?;
     inside.set_up(link, false).await?;
-    inside.move_link(link, &Netns::current()?, netdev).await?;
+    inside.move_link(link, &Netns::current()?, &here, netdev).await?;
     let pf = index(&here, pf).await?;
     let link = index(&here, netdev).await?;
     here.set_vf(pf, vf, VfSetting::Mac(admin_mac)).await?;
