@@ -235,7 +235,6 @@ impl Attachment<'_> {
             let Container { netns, .. } = self.container;
             let netlink = self.container.netlink()?;
             address::configure(netns, netlink, link, &result).await?;
-            address::announce(netns, netlink, link, &result).await;
         }
         Ok(result)
     }

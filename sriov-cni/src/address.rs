@@ -1,6 +1,5 @@
 //! Addresses and routes that IPAM gave, put onto the container's interface.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use cni::CniResult;
@@ -48,7 +47,7 @@ fn write(netns: &Netns, parameters: &[(String, &str)]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Puts the addresses and routes of `result` onto `link`.
+/// Puts the addresses and routes of `result` onto `link`, and tells the neighbours.
 pub(crate) async fn configure(
     netns: &Netns,
     netlink: &Netlink,
@@ -64,8 +63,10 @@ pub(crate) async fn configure(
             added => added?,
         }
     }
-    if result.ips.iter().any(|ip| ip.gateway.is_some_and(|gateway| gateway.is_ipv6())) {
-        settle(netns, netlink, link).await?;
+    if !carrier(netns, netlink, link).await? {
+        debug!(interface = %link.name, "no carrier yet; neighbours may keep an earlier holder's MAC for a while");
+    } else if result.ips.iter().any(|ip| ip.gateway.is_some_and(|gateway| gateway.is_ipv6())) {
+        settle(netns, netlink, link, result).await?;
     }
     for route in routes(result, link.index) {
         match netlink.append_route(&route).await {
@@ -73,16 +74,29 @@ pub(crate) async fn configure(
             added => added?,
         }
     }
+    announce(netns, link, result);
     Ok(())
 }
 
-/// Waits until no IPv6 address of the interface is tentative.
-async fn settle(netns: &Netns, netlink: &Netlink, link: &Link) -> Result<(), Error> {
-    let mut events = Events::subscribe_in(netns, &[Group::Ipv6Address])?;
+/// Waits until the interface is operational, which most are at once.
+async fn carrier(netns: &Netns, netlink: &Netlink, link: &Link) -> Result<bool, Error> {
+    let running = async || Ok(netlink.link(link.index).await?.filter(|link| link.running));
+    if running().await?.is_some() {
+        return Ok(true);
+    }
+    let mut events = Events::subscribe_in(netns, &[Group::Link])?;
+    Ok(events.wait_until(CARRIER_LIMIT, running).await?.is_some())
+}
+
+/// Waits until none of the addresses is tentative. Where the kernel grants optimistic detection, none is
+/// from the start.
+async fn settle(netns: &Netns, netlink: &Netlink, link: &Link, result: &CniResult) -> Result<(), Error> {
     let settled = async || {
-        let addresses = netlink.addresses(link.index).await?;
+        let mut addresses = netlink.addresses(link.index).await?;
+        addresses.retain(|address| result.ips.iter().any(|ip| ip.address == address.net));
         Ok((!addresses.iter().any(|address| address.tentative)).then_some(addresses))
     };
+    let mut events = Events::subscribe_in(netns, &[Group::Ipv6Address])?;
     match events.wait_until(SETTLE_LIMIT, settled).await? {
         Some(addresses) => match addresses.iter().find(|address| address.duplicate) {
             Some(duplicate) => Err(Error::Duplicate { address: duplicate.net, name: link.name.clone() }),
@@ -119,27 +133,13 @@ fn routes(result: &CniResult, index: u32) -> Vec<Route> {
 
 /// Tells the neighbours, out of the container's interface. A neighbour that does not hear it learns
 /// the address when it needs it, so failing here is no reason to fail ADD.
-pub(crate) async fn announce(netns: &Netns, netlink: &Netlink, link: &Link, result: &CniResult) {
-    let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
-    let Some(mac) = link.mac.filter(|_| !addresses.is_empty()) else { return };
-    if !matches!(carrier(netns, netlink, link).await, Ok(true)) {
-        debug!(interface = %link.name, "no carrier yet; neighbours may keep an earlier holder's MAC for a while");
-    }
-    for address in addresses {
-        if let Err(error) = host::announce(netns, link.index, mac, address) {
+fn announce(netns: &Netns, link: &Link, result: &CniResult) {
+    let Some(mac) = link.mac else { return };
+    for ip in &result.ips {
+        if let Err(error) = host::announce(netns, link.index, mac, ip.address.addr()) {
             debug!(%error, "address is not announced");
         }
     }
-}
-
-/// Waits until the interface is operational, which most are at once.
-async fn carrier(netns: &Netns, netlink: &Netlink, link: &Link) -> Result<bool, host::netlink::Error> {
-    let running = async || Ok(netlink.link(link.index).await?.filter(|link| link.running));
-    if running().await?.is_some() {
-        return Ok(true);
-    }
-    let mut events = Events::subscribe_in(netns, &[Group::Link])?;
-    Ok(events.wait_until(CARRIER_LIMIT, running).await?.is_some())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::AddressMessageBuilder;
 
 use super::frame::{Frame, attributes, u32_at};
@@ -84,7 +84,8 @@ impl Netlink {
         Ok(addresses.filter(|address| address.index == index).collect())
     }
 
-    /// Adds an address; IPv4 ones get the broadcast address of their prefix.
+    /// Adds an address; IPv4 ones get the broadcast address of their prefix, IPv6 ones are usable while
+    /// duplicate detection runs where `net.ipv6.conf.*.optimistic_dad` allows it (RFC 4429).
     ///
     /// # Errors
     /// EEXIST when the interface has it already.
@@ -109,10 +110,13 @@ fn message(index: u32, net: IpNet) -> AddressMessage {
             .index(index)
             .address(net.addr(), net.prefix_len())
             .build(),
-        IpNet::V6(net) => AddressMessageBuilder::<std::net::Ipv6Addr>::new()
-            .index(index)
-            .address(net.addr(), net.prefix_len())
-            .build(),
+        IpNet::V6(net) => {
+            let builder = AddressMessageBuilder::<std::net::Ipv6Addr>::new().index(index);
+            let mut message = builder.address(net.addr(), net.prefix_len()).build();
+            // The kernel drops the flag where it is not allowed.
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Optimistic));
+            message
+        }
     }
 }
 
@@ -121,6 +125,29 @@ mod tests {
     use super::*;
     use crate::netlink::Route;
     use crate::testing::in_new_netns;
+
+    #[test]
+    fn an_optimistic_address_is_usable_at_once() {
+        in_new_netns(async || {
+            let netlink = Netlink::connect().unwrap();
+            netlink.add_veth("d0", "peer").await.unwrap();
+            let netns = crate::Netns::current().unwrap();
+            let allowed = ("ipv6/conf/d0/optimistic_dad".to_owned(), "1");
+            // A kernel may be built without it.
+            if !matches!(crate::sysctl::write(&netns, &[allowed]).unwrap()[..], [Ok(())]) {
+                return;
+            }
+            for name in ["d0", "peer"] {
+                let index = netlink.link_by_name(name).await.unwrap().unwrap().index;
+                netlink.set_up(index, true).await.unwrap();
+                let net: IpNet = "2001:db8::1/64".parse().unwrap();
+                netlink.add_address(index, net).await.unwrap();
+                let addresses = netlink.addresses(index).await.unwrap();
+                let tentative = addresses.iter().find(|address| address.net == net).unwrap().tentative;
+                assert_eq!(tentative, name == "peer", "{name}");
+            }
+        });
+    }
 
     #[test]
     fn addresses_and_routes_are_read_back() {
