@@ -56,14 +56,18 @@ impl Call {
         Ok(Cost { wall, cpu })
     }
 
-    /// Runs it under strace and counts the system calls of the program and of those it starts.
+    /// Runs it under strace and counts its system calls, with all its threads but without the programs it starts.
     ///
     /// # Errors
     /// strace is missing, or the program fails.
     pub(super) fn system_calls(&self) -> Result<u64> {
         let mut counts = tempfile::NamedTempFile::new()?;
         let mut traced = self.command(Path::new("strace"));
-        traced.args(["-f", "-c", "-o"]).arg(counts.path()).arg(&self.program).args(&self.arguments);
+        traced
+            .args(["-f", "-b", "execve", "-c", "-o"])
+            .arg(counts.path())
+            .arg(&self.program)
+            .args(&self.arguments);
         let child = feed(traced.stdout(Stdio::piped()).spawn(), &self.stdin).context("run strace")?;
         self.succeeded(&child.wait_with_output()?)?;
         let mut summary = String::new();
