@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, WatchEvent, WatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, WatchEvent, WatchParams};
 use kube::runtime::watcher;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, MAPS, MERGE, named};
+use crate::custom::Pools;
 
 /// A real cluster puts a map of that name into every namespace.
 const OURS: &str = "metadata.name!=kube-root-ca.crt";
@@ -85,13 +86,19 @@ async fn a_watch_ends_in_time_and_resumes_without_a_gap() {
 #[tokio::test]
 async fn a_watch_from_a_forgotten_past_is_told_so() {
     let cluster = Cluster::start("gone").await;
+    // A real server's memory of a kind begins when the kind is defined.
+    let pools = Pools::define(&cluster).await;
     if let Some(server) = &cluster.server {
         server.compact();
     }
-    let events = maps(&cluster).watch(&WatchParams::default(), "1").await.unwrap();
+    let kind =
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(&pools.group, "v1", "IPPool"), "ippools");
+    let objects = Api::<DynamicObject>::namespaced_with(cluster.client.clone(), &cluster.namespace, &kind);
+    let events = objects.watch(&WatchParams::default(), "1").await.unwrap();
     let first = std::pin::pin!(events).next().await.unwrap().unwrap();
     let WatchEvent::Error(status) = first else { panic!("{first:?}") };
     assert_eq!((status.code, status.reason.as_str()), (410, "Expired"));
+    pools.forget(&cluster).await;
 }
 
 #[tokio::test]
