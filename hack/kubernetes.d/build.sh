@@ -34,7 +34,7 @@ build_run() {
     mkdir -p "$BUILD_TREE/go/src/k8s.io" "$BUILT"
     cd "$BUILD_TREE"
     # apt checks the signature of the suite and the checksums of the files; dpkg-source checks the latter again.
-    apt source --download-only --only-source "kubernetes/$BUILD_SUITE"
+    apt_get source --download-only --only-source "kubernetes/$BUILD_SUITE"
     dpkg-source --extract ./kubernetes_*.dsc go/src/k8s.io/kubernetes
 
     for patch in "$BUILD_PATCHES"/*.patch; do

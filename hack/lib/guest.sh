@@ -15,7 +15,7 @@ guest_ssh() {
     ssh -F none -q -p "$(<"$LAB/run/node$node.port")" -i "$LAB/run/key" \
         -o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes -o HostKeyAlias=podrail-lab -o StrictHostKeyChecking=yes \
         -o UserKnownHostsFile="$LAB/run/known_hosts" -o GlobalKnownHostsFile=/dev/null -o ConnectTimeout=20 \
-        -o ControlPath="$LAB/run/node$node.ssh" -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o LogLevel=ERROR \
+        -o ControlPath="$SOCKETS/node$node" -o ServerAliveInterval=15 -o ServerAliveCountMax=4 -o LogLevel=ERROR \
         root@127.0.0.1 "$@"
 }
 
@@ -38,12 +38,14 @@ quoted() {
     for word in "$@"; do printf "'%s' " "${word//\'/\'\\\'\'}"; done
 }
 
-# Waits until guest-init is through. Fails with the reason on standard output when another boot may do better.
+# Waits until guest-init is through. Fails with the reason on standard output; unless that begins with FAILED, another
+# boot may do better.
 wait_ready() {
-    local node=$1 started=$SECONDS console=$LAB/log/node$1.console limit=60
+    local node=$1 started=$SECONDS console=$LAB/log/node$1.console limit=90
     while ((SECONDS - started < limit)); do
         if grep -aq PODRAIL-LAB-FAILED "$console" 2>/dev/null; then
-            die "node$node: $(grep -ao 'PODRAIL-LAB-FAILED .*' "$console" | head -1 | cut -d' ' -f2- | tr -d '\r') (log: $console)"
+            printf 'FAILED %s\n' "$(grep -ao 'PODRAIL-LAB-FAILED .*' "$console" | head -1 | cut -d' ' -f2- | tr -d '\r')"
+            return 1
         fi
         if ! node_alive "$node"; then
             printf 'ended while booting: %s\n' "$(grep -aoE 'Kernel panic.*' "$console" || tail -n 1 "$LAB/log/node$node.qemu")"
@@ -54,7 +56,7 @@ wait_ready() {
             return 1
         fi
         # Once init runs, the rest is a matter of how busy this host is.
-        ((limit > 60)) || ! grep -aq 'guest-init:' "$console" 2>/dev/null || limit=240
+        ((limit > 90)) || ! grep -aq 'guest-init:' "$console" 2>/dev/null || limit=240
         if grep -aq 'guest-init: ready' "$console" 2>/dev/null; then
             keep_connection "$node" && return 0
         fi

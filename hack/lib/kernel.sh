@@ -30,6 +30,7 @@ fetch_kernel() {
         use_suite deb bookworm-backports
         release=(-o "APT::Default-Release=bookworm-backports")
     fi
+    need_lists
     package=$(apt-cache "${release[@]}" depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)/\1/p' | head -1)
     [[ -n $package ]] || die "apt knows no linux-image-amd64 for $codename: run apt-get update"
     version=${package#linux-image-}
@@ -37,7 +38,7 @@ fetch_kernel() {
     mkdir -p "$GUEST_KERNELS"
     rm -rf "$GUEST_KERNELS"/.new.*
     work=$(mktemp -d "$GUEST_KERNELS/.new.XXXXXX")
-    (cd "$work" && chmod 755 . && apt "${release[@]}" download "$package" >"$CACHE/apt.log" 2>&1) || {
+    (cd "$work" && chmod 755 . && apt_get "${release[@]}" download "$package" >"$CACHE/apt.log" 2>&1) || {
         rm -rf "$work"
         die "apt-get could not download $package: $(grep -m1 '^E:' "$CACHE/apt.log")"
     }

@@ -11,7 +11,7 @@ debian_codename() {
     [[ $ID == debian ]] && printf '%s\n' "$VERSION_CODENAME"
 }
 
-apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"; }
+apt_get() { apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"; }
 
 # The first apt source that serves SUITE, as "URI<TAB>KEYRING", from either format of apt's files.
 apt_source_of() {
@@ -69,7 +69,7 @@ use_suite() {
         [[ -z $key ]] || printf 'Signed-By: %s\n' "$key"
     } >>"$SOURCES"
     say "apt: added $type $suite to $SOURCES"
-    apt update >/dev/null || die "apt-get update failed after adding $suite (see $SOURCES)"
+    apt_get update >/dev/null || die "apt-get update failed after adding $suite (see $SOURCES)"
 }
 
 missing_packages() {
@@ -79,31 +79,38 @@ missing_packages() {
     done
 }
 
-# install_packages [-t SUITE] PACKAGE...: installs what is missing, and starts none of its services on the host.
+# A machine whose package lists were thrown away, as container images do, gets them back.
+need_lists() { apt-cache show linux-image-amd64 >/dev/null 2>&1 || apt_get update >/dev/null 2>&1 || true; }
+
+# install_packages PACKAGE...: installs what is missing.
 install_packages() {
-    local suite=() missing policy=/usr/sbin/policy-rc.d made='' unit
-    [[ $1 == -t ]] && suite=(-t "$2") && shift 2
+    local missing
     mapfile -t missing < <(missing_packages "$@")
-    ((${#missing[@]})) || return 0
-    say "apt: installing ${missing[*]}"
-    if [[ ! -e $policy ]]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
+    ((${#missing[@]} == 0)) || apt_install "${missing[@]}"
+}
+
+# apt_install [-t SUITE] PACKAGE...: installs, and starts none of the packages' services on this host, now or later.
+apt_install() {
+    local log=$CACHE/apt.log policy=/usr/sbin/policy-rc.d made='' failed='' service
+    say "apt: installing $*"
+    mkdir -p "$CACHE"
+    need_lists
+    # Ours, too, if an earlier run was killed here.
+    if [[ ! -e $policy ]] || grep -q podrail "$policy"; then
+        made=$policy
+        printf '#!/bin/sh\n# Written by podrail, for as long as it installs packages.\nexit 101\n' >"$policy"
         chmod 755 "$policy"
-        made=1
     fi
-    if ! DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "${suite[@]}" "${missing[@]}" >"$CACHE/apt.log" 2>&1 &&
-        ! { apt update && DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "${suite[@]}" "${missing[@]}"; } >"$CACHE/apt.log" 2>&1; then
-        [[ -z $made ]] || rm -f "$policy"
-        die "apt-get could not install ${missing[*]}: $(grep -m1 '^E:' "$CACHE/apt.log") (all of it in $CACHE/apt.log)"
-    fi
-    [[ -z $made ]] || rm -f "$policy"
-    # The lab wants the programs, not their daemons on this host at the next boot.
-    if [[ -d /run/systemd/system ]]; then
-        for unit in containerd etcd; do
-            [[ " ${missing[*]} " == *" ${unit/etcd/etcd-server} "* ]] && systemctl disable "$unit" >/dev/null 2>&1
-        done
-    fi
-    return 0
+    # Lists that are too old name packages that are no longer there.
+    DEBIAN_FRONTEND=noninteractive apt_get install --no-install-recommends "$@" >"$log" 2>&1 ||
+        { apt_get update && DEBIAN_FRONTEND=noninteractive apt_get install --no-install-recommends "$@"; } >"$log" 2>&1 ||
+        failed=1
+    [[ -z $made ]] || rm -f "$made"
+    [[ -z $failed ]] || die "apt-get could not install $*: $(grep -m1 '^E:' "$log") (all of it in $log)"
+    [[ -d /run/systemd/system ]] || return 0
+    for service in containerd etcd; do
+        if [[ " $* " == *" $service "* || " $* " == *" $service-server "* ]]; then systemctl -q disable "$service" || true; fi
+    done
 }
 
 candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p'; }
@@ -139,18 +146,12 @@ install_lab_packages() {
     bookworm) backports=(-t bookworm-backports) ;;
     buster | bullseye) die "Debian $codename is too old for the lab (no QEMU with igb): use Debian 12 or newer" ;;
     esac
+    need_lists
     if ! command -v qemu-system-x86_64 >/dev/null || ! qemu_has_igb; then
-        if ((${#backports[@]})); then
-            use_suite deb bookworm-backports
-            say "apt: installing QEMU from bookworm-backports"
-            DEBIAN_FRONTEND=noninteractive apt install --no-install-recommends "${backports[@]}" qemu-system-x86 >"$CACHE/apt.log" 2>&1 ||
-                die "apt-get could not install QEMU: $(grep -m1 '^E:' "$CACHE/apt.log") (all of it in $CACHE/apt.log)"
-        else
-            install_packages qemu-system-x86
-        fi
+        ((${#backports[@]} == 0)) || use_suite deb bookworm-backports
+        apt_install "${backports[@]}" qemu-system-x86
         qemu_has_igb || die "this machine's qemu-system-x86_64 has no igb device: QEMU 8.0 or newer is needed"
     fi
-    apt-cache show dpdk >/dev/null 2>&1 || apt update >/dev/null || true
     packages+=("$(dpdk_driver_package)")
     install_packages "${packages[@]}"
     touch "$stamp"

@@ -49,7 +49,6 @@ LAB_NODE=$node
 LAB_HOSTNAME=node$node
 LAB_MACHINE_ID=$(printf '%s-%s' "$LAB" "$node" | md5sum | cut -c1-32)
 LAB_OVERLAYS='var etc opt tmp root home srv mnt media'
-LAB_ROOT_CACHE=${PODRAIL_LAB_ROOT_CACHE:-loose}
 LAB_SHARE='$SHARE'
 LAB_REPO='$REPO'
 LAB_MODULES='$KERNEL_DIR/lib/modules'
@@ -108,7 +107,7 @@ start_node() {
     for ((pf = 0; pf < PFS; pf++)); do
         args+=(-device "pcie-root-port,id=rp$pf,slot=$((pf + 1)),chassis=$pf,bus=pcie.0")
         if ((NODES > 1)); then
-            args+=(-netdev "stream,id=wire$pf,addr.type=unix,addr.path=$LAB/run/wire$pf$(if ((node == 1)); then echo ,server=on; else echo ,server=off,reconnect-ms=500; fi)"
+            args+=(-netdev "stream,id=wire$pf,addr.type=unix,addr.path=$SOCKETS/wire$pf$(if ((node == 1)); then echo ,server=on; else echo ,server=off,reconnect-ms=500; fi)"
                 -device "igb,bus=rp$pf,id=nic$pf,netdev=wire$pf,mac=52:54:00:ab:0$node:$(printf %02x "$pf"),romfile=")
         else
             args+=(-device "igb,bus=rp$pf,id=nic$pf,mac=52:54:00:ab:0$node:$(printf %02x "$pf"),romfile=")
