@@ -51,12 +51,45 @@ pub fn find(kind: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
     })
 }
 
-/// Runs a plugin and returns what it printed. Its standard error goes to ours.
+/// How plugins are started and waited for.
+pub trait Executor: std::fmt::Debug + Send + Sync {
+    /// Runs `command`, which has its program and variables, to its end with `stdin` as input.
+    ///
+    /// # Errors
+    /// When it cannot be started, or talking to it fails.
+    fn output(&self, command: std::process::Command, stdin: &[u8]) -> std::io::Result<Output>;
+}
+
+/// Plugins as plain children, with the variables of this process besides those of the call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Direct;
+
+impl Executor for Direct {
+    fn output(&self, mut command: std::process::Command, stdin: &[u8]) -> std::io::Result<Output> {
+        start(&mut command).and_then(|child| communicate(child, stdin))
+    }
+}
+
+/// Runs a plugin as a plain child and returns what it printed. Its standard error goes to ours.
 ///
 /// # Errors
 /// The error object of a plugin that fails, or code 999 with what is known of one that fails without;
 /// code 5 when it cannot be started.
 pub fn run(
+    plugin: &Path,
+    command: Command,
+    environment: &Environment<'_>,
+    stdin: &[u8],
+) -> Result<Vec<u8>, Error> {
+    run_by(&Direct, plugin, command, environment, stdin)
+}
+
+/// As [`run`], started by `executor`.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_by(
+    executor: &dyn Executor,
     plugin: &Path,
     command: Command,
     environment: &Environment<'_>,
@@ -71,18 +104,20 @@ pub fn run(
         .env("CNI_NETNS", environment.netns.map_or(OsStr::new(""), Path::as_os_str))
         .env("CNI_IFNAME", environment.ifname)
         .env("CNI_ARGS", environment.args)
-        .env("CNI_PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .env("CNI_PATH", path);
     let failed = |e: std::io::Error| Error::io(format!("cannot run plugin {}: {e}", plugin.display()));
-    let output = start(&mut process).and_then(|child| talk(child, stdin)).map_err(failed)?;
+    let output = executor.output(process, stdin).map_err(failed)?;
     // Nothing can be done about a standard error that is closed.
     let _ = std::io::stderr().write_all(&output.stderr);
     if output.status.success() { Ok(output.stdout) } else { Err(complaint(&output)) }
 }
 
-fn start(process: &mut std::process::Command) -> std::io::Result<Child> {
+/// Starts a plugin with pipes for its streams; waits a while for one that is just being replaced on disk.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start(process: &mut std::process::Command) -> std::io::Result<Child> {
+    process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for _ in 0..BUSY_RETRIES {
         match process.spawn() {
             Err(e) if e.kind() == ErrorKind::ExecutableFileBusy => std::thread::sleep(BUSY_PAUSE),
@@ -92,7 +127,11 @@ fn start(process: &mut std::process::Command) -> std::io::Result<Child> {
     process.spawn()
 }
 
-fn talk(mut child: Child, stdin: &[u8]) -> std::io::Result<Output> {
+/// Gives a started plugin its input and collects its output until it ends.
+///
+/// # Errors
+/// When a pipe breaks otherwise than by the plugin not reading its input.
+pub fn communicate(mut child: Child, stdin: &[u8]) -> std::io::Result<Output> {
     let Some(mut pipe) = child.stdin.take() else { return child.wait_with_output() };
     if stdin.len() <= PIPE_ROOM {
         feed(&mut pipe, stdin)?;

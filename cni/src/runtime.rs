@@ -1,9 +1,10 @@
 //! The runtime's side: whole networks, attached and detached.
 
 use crate::cache::{Cache, CachedAttachment};
-use crate::exec::{self, Environment};
+use crate::exec::{self, Environment, Executor};
 use crate::{Args, AttachmentId, CniResult, Command, Error, NetworkList, Object, PluginConf, Version, names};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A container's attachment to a network.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct Runtime {
     pub path: Vec<PathBuf>,
     /// The cache's directory; files are in its `results`.
     pub cache_dir: PathBuf,
+    /// What starts the plugins; [`exec::Direct`] where there is nothing special about it.
+    pub executor: Arc<dyn Executor>,
 }
 
 impl Runtime {
@@ -203,7 +206,7 @@ impl Runtime {
             args: &args,
             path: &self.path,
         };
-        exec::run(&program, command, &environment, &config.to_vec())
+        exec::run_by(self.executor.as_ref(), &program, command, &environment, &config.to_vec())
     }
 }
 

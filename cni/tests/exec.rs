@@ -31,7 +31,11 @@ impl Node {
     }
 
     fn runtime(&self) -> Runtime {
-        Runtime { path: vec![self.bin()], cache_dir: self.directory.path().join("cache") }
+        Runtime {
+            path: vec![self.bin()],
+            cache_dir: self.directory.path().join("cache"),
+            executor: std::sync::Arc::new(cni::exec::Direct),
+        }
     }
 
     fn read(&self, file: &str) -> String {

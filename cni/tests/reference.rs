@@ -105,7 +105,11 @@ impl Node {
     }
 
     fn runtime(&self) -> Runtime {
-        Runtime { path: vec![plugins()], cache_dir: self.directory.path().join("cache") }
+        Runtime {
+            path: vec![plugins()],
+            cache_dir: self.directory.path().join("cache"),
+            executor: std::sync::Arc::new(cni::exec::Direct),
+        }
     }
 
     fn attachment(&self) -> Attachment {

@@ -33,18 +33,30 @@ const READY_PAUSE: Duration = Duration::from_millis(250);
 /// # Errors
 /// Whatever is in the way; nothing stays attached then.
 pub async fn add(node: &Node, conf: &Conf, request: &Request) -> Result<CniResult, Error> {
-    await_default_network(conf).await?;
     let kubernetes = Kubernetes::connect(conf.kubeconfig.as_deref()).await?;
-    let pod = match (&kubernetes, pod_name(request)) {
+    add_with(node, conf, kubernetes.as_ref(), request).await
+}
+
+/// As [`add`], with a client that is there already.
+///
+/// # Errors
+/// As for [`add`].
+pub async fn add_with(
+    node: &Node,
+    conf: &Conf,
+    kubernetes: Option<&Kubernetes>,
+    request: &Request,
+) -> Result<CniResult, Error> {
+    await_default_network(conf).await?;
+    let pod = match (kubernetes, pod_name(request)) {
         (Some(kubernetes), Some((namespace, name))) => match kubernetes.pod(namespace, name).await? {
             Some(pod) => Some(checked_uid(request, pod)?),
             None => return Ok(nothing(request)),
         },
         _ => None,
     };
-    let wanted = networks::resolve(conf, kubernetes.as_ref(), pod.as_ref()).await;
-    if let (Some(kubernetes), Some(pod), Err(error @ Error::NoSuchNad { .. })) = (&kubernetes, &pod, &wanted)
-    {
+    let wanted = networks::resolve(conf, kubernetes, pod.as_ref()).await;
+    if let (Some(kubernetes), Some(pod), Err(error @ Error::NoSuchNad { .. })) = (kubernetes, &pod, &wanted) {
         let message = error.to_string();
         kubernetes.tell(pod, &Event { kind: EventKind::Warning, reason: "NoNetworkFound", message }).await;
     }
@@ -53,7 +65,7 @@ pub async fn add(node: &Node, conf: &Conf, request: &Request) -> Result<CniResul
     let sandbox = Sandbox { request, pod: pod.as_ref(), runtime_config: &conf.runtime_config, node };
     let delegates = sandbox.delegates(wanted, &mut devices)?;
     let attach = Attach { node, conf, request, delegates, routes: DefaultRoutes::default() };
-    attach.run(kubernetes.as_ref().zip(pod.as_ref())).await
+    attach.run(kubernetes.zip(pod.as_ref())).await
 }
 
 /// The pod that the runtime names.

@@ -42,11 +42,19 @@ pub fn check(conf: &Conf, request: &Request) -> Result<(), Error> {
 /// # Errors
 /// What is in the way.
 pub async fn status(conf: &Conf) -> Result<(), Error> {
+    let kubernetes = Kubernetes::connect(conf.kubeconfig.as_deref()).await?;
+    status_with(conf, kubernetes.as_ref()).await
+}
+
+/// As [`status`], with a client that is there already.
+///
+/// # Errors
+/// As for [`status`].
+pub async fn status_with(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result<(), Error> {
     if let Some(path) = conf.readiness_indicator.as_ref().filter(|path| !path.exists()) {
         return Err(Error::NotReady { path: path.clone() });
     }
-    let kubernetes = Kubernetes::connect(conf.kubeconfig.as_deref()).await?;
-    let primary = networks::primary(conf, kubernetes.as_ref()).await?;
+    let primary = networks::primary(conf, kubernetes).await?;
     let runtime = conf.runtime();
     runtime.check_installed(&primary.list).and_then(|()| runtime.status(&primary.list)).map_err(|source| {
         Error::Delegate {

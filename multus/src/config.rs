@@ -1,7 +1,9 @@
 //! The multus configuration: what the runtime sends on standard input.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use cni::exec::{Direct, Executor};
 use cni::{Object, Request};
 
 use crate::Error;
@@ -63,6 +65,8 @@ pub struct Conf {
     pub multus_namespace: String,
     /// What the runtime passes for capabilities.
     pub runtime_config: Object,
+    /// What starts the delegates.
+    pub executor: Arc<dyn Executor>,
 }
 
 const DEFAULT_CONF_DIR: &str = "/etc/cni/multus/net.d";
@@ -101,13 +105,18 @@ impl Conf {
                 .unwrap_or_else(|| vec![DEFAULT_NAMESPACE.to_owned()]),
             multus_namespace: text("multusNamespace")?.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
             runtime_config: object.decode("runtimeConfig")?.unwrap_or_default(),
+            executor: Arc::new(Direct),
         })
     }
 
     /// The runtime that runs the delegates.
     #[must_use]
     pub fn runtime(&self) -> cni::Runtime {
-        cni::Runtime { path: self.path.clone(), cache_dir: self.cni_dir.clone() }
+        cni::Runtime {
+            path: self.path.clone(),
+            cache_dir: self.cni_dir.clone(),
+            executor: Arc::clone(&self.executor),
+        }
     }
 
     /// Whether a pod of `pod` may use a network of `target`.

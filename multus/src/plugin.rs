@@ -63,10 +63,16 @@ fn answer<T>(request: &Request, work: impl FnOnce(&Conf) -> Result<T, Error>) ->
         work(&conf)
     };
     work().map_err(|error| {
-        let error = cni::Error::new(error.code(), format!("{}{error}", prefix(request, &error)));
+        let error = complaint(request, &error);
         tracing::error!("{}: {error}", request.command.as_str());
         error
     })
+}
+
+/// What the runtime is told of an error.
+#[must_use]
+pub fn complaint(request: &Request, error: &Error) -> cni::Error {
+    cni::Error::new(error.code(), format!("{}{error}", prefix(request, error)))
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

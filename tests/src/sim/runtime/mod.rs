@@ -90,7 +90,11 @@ impl Runtime {
     pub async fn start(paths: Paths) -> Result<Arc<Runtime>> {
         let folder = paths.state_dir.join("sandboxes");
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let cni = cni::Runtime { path: vec![paths.bin_dir.clone()], cache_dir: paths.cache_dir.clone() };
+        let cni = cni::Runtime {
+            path: vec![paths.bin_dir.clone()],
+            cache_dir: paths.cache_dir.clone(),
+            executor: Arc::new(cni::exec::Direct),
+        };
         let _ = std::fs::remove_dir_all(paths.state_dir.join("containers"));
         let runtime = Arc::new(Runtime { paths, cni, pods: Mutex::default() });
         for sandbox in sandbox::recorded(&folder)? {
