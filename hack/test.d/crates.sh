@@ -55,9 +55,10 @@ smaller_than() {
 stage_size() {
     local program
     shipped_programs
-    for program in sriov multus sriov-device-plugin; do
+    for program in sriov multus multus-shim sriov-device-plugin; do
         check "$program is static" is_static "$REPO/target/programs/$program"
     done
     # Copied onto every node and started for every pod.
     check "sriov is small" smaller_than "$REPO/target/programs/sriov" $((2 * 1024 * 1024))
+    check "multus-shim is smaller" smaller_than "$REPO/target/programs/multus-shim" $((600 * 1024))
 }
