@@ -124,13 +124,11 @@ fn answer(
     stdin: &mut dyn Read,
     version: &mut Version,
 ) -> Result<Vec<u8>, Error> {
-    let command = Command::parse(command)
-        .ok_or_else(|| Error::invalid_environment(format!("unknown CNI_COMMAND: {command}")))?;
+    let command = parse_command(command)?;
     if command == Command::Version {
         return Ok(version_info(plugin.versions()));
     }
-    let vars = Environment::read(command, env)?;
-    let request = read_request(command, vars, stdin)?;
+    let request = read_request(command, Environment::read(command, env)?, stdin)?;
     *version = request.version;
     check_version(&request, plugin.versions())?;
     match command {
@@ -141,6 +139,22 @@ fn answer(
         Command::Status => plugin.status(&request).map(|()| Vec::new()),
         Command::Version => Ok(Vec::new()),
     }
+}
+
+/// The call of a runtime that reached this process on another way than by starting it: the variables by `env`, and
+/// standard input. Any version is accepted that has the command.
+///
+/// # Errors
+/// As a plugin answers them: codes 1, 4, 6 and 7.
+pub fn request(env: &dyn Fn(&str) -> Option<OsString>, mut stdin: &[u8]) -> Result<Request, Error> {
+    let command = parse_command(&text(env, "CNI_COMMAND"))?;
+    let request = read_request(command, Environment::read(command, env)?, &mut stdin)?;
+    check_version(&request, Version::ALL)?;
+    Ok(request)
+}
+
+fn parse_command(text: &str) -> Result<Command, Error> {
+    Command::parse(text).ok_or_else(|| Error::invalid_environment(format!("unknown CNI_COMMAND: {text}")))
 }
 
 fn version_info(versions: &[Version]) -> Vec<u8> {

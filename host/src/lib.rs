@@ -5,6 +5,7 @@
 //! attribute or a sysfs path.
 
 pub mod announce;
+pub mod chroot;
 pub mod directory_watch;
 pub mod durable;
 mod incarnation;
@@ -13,6 +14,7 @@ mod mac;
 pub mod netlink;
 pub mod netns;
 pub mod pci;
+pub mod process;
 pub mod sysctl;
 pub mod sysfs;
 pub mod uevent;

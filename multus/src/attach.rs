@@ -49,10 +49,12 @@ pub async fn add_with(
 ) -> Result<CniResult, Error> {
     await_default_network(conf).await?;
     let pod = match (kubernetes, pod_name(request)) {
-        (Some(kubernetes), Some((namespace, name))) => match kubernetes.pod(namespace, name).await? {
-            Some(pod) => Some(checked_uid(request, pod)?),
-            None => return Ok(nothing(request)),
-        },
+        (Some(kubernetes), Some((namespace, name))) => {
+            match kubernetes.pod_with_uid(namespace, name, request.args.get("K8S_POD_UID")).await? {
+                Some(pod) => Some(checked_uid(request, pod)?),
+                None => return Ok(nothing(request)),
+            }
+        }
         _ => None,
     };
     let wanted = networks::resolve(conf, kubernetes, pod.as_ref()).await;

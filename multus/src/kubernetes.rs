@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::Error;
+use crate::known::Known;
 use crate::nad::{Nad, RESOURCE_NAME};
 
 /// The networks a pod asks for.
@@ -85,6 +87,8 @@ pub struct Event {
 #[derive(Clone)]
 pub struct Kubernetes {
     client: Client,
+    /// What need not be asked; only a process that stays has it.
+    known: Option<Arc<Known>>,
 }
 
 impl fmt::Debug for Kubernetes {
@@ -113,8 +117,38 @@ impl Kubernetes {
             Client::try_from(config).map_err(|e| chain(&e))
         });
         match client {
-            Ok(client) => Ok(Some(Kubernetes { client })),
+            Ok(client) => Ok(Some(Kubernetes { client, known: None })),
             Err(message) => Err(Error::Access { source_of_access, message }),
+        }
+    }
+
+    /// The same client for a process that stays: it asks only for what is not known, and waits for no event to be
+    /// told.
+    #[must_use]
+    pub fn knowing(self, known: Arc<Known>) -> Self {
+        Kubernetes { known: Some(known), ..self }
+    }
+
+    /// The connection, for watches.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The pod that the runtime means by name and UID, where that is known; else as [`pod`](Self::pod).
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn pod_with_uid(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<Option<Pod>, Error> {
+        let known = self.known.as_ref().zip(uid).and_then(|(known, uid)| known.pod(namespace, name, uid));
+        match known {
+            Some(pod) => Ok(Some(pod)),
+            None => self.pod(namespace, name).await,
         }
     }
 
@@ -139,21 +173,13 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Api`].
     pub async fn nad(&self, namespace: &str, name: &str) -> Result<Option<Nad>, Error> {
-        let kind = GroupVersionKind::gvk("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition");
-        let resource = ApiResource::from_gvk_with_plural(&kind, "network-attachment-definitions");
-        let api = self.api(namespace, &resource);
+        if let Some(nad) = self.known.as_ref().and_then(|known| known.nad(namespace, name)) {
+            return Ok(Some(nad));
+        }
+        let api = self.api(namespace, &nad_resource());
         let operation = || format!("getting network-attachment-definition {namespace}/{name}");
         let found = retried(operation, || api.get_opt(name)).await?;
-        Ok(found.map(|object| Nad {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            config: object.data.pointer("/spec/config").and_then(Value::as_str).map(str::to_owned),
-            resource: object
-                .metadata
-                .annotations
-                .and_then(|mut annotations| annotations.remove(RESOURCE_NAME))
-                .filter(|resource| !resource.is_empty()),
-        }))
+        Ok(found.map(Nad::from))
     }
 
     /// Writes the network-status of exactly this pod. A pod that is gone needs none.
@@ -180,6 +206,14 @@ impl Kubernetes {
 
     /// Tells an event. One that cannot be told is not an error: it is only logged.
     pub async fn tell(&self, pod: &Pod, event: &Event) {
+        if self.known.is_none() {
+            return self.tell_now(pod, event).await;
+        }
+        let (kubernetes, pod, event) = (self.clone(), pod.clone(), event.clone());
+        tokio::spawn(async move { kubernetes.tell_now(&pod, &event).await });
+    }
+
+    async fn tell_now(&self, pod: &Pod, event: &Event) {
         let resource = ApiResource::erase::<v1::Event>(&());
         let now = Timestamp::now();
         let name = format!("{}.{:x}", pod.name, now.as_nanosecond());
@@ -208,6 +242,26 @@ impl Kubernetes {
 
     fn api(&self, namespace: &str, resource: &ApiResource) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+}
+
+/// The resource of NADs.
+#[must_use]
+pub fn nad_resource() -> ApiResource {
+    let kind = GroupVersionKind::gvk("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition");
+    ApiResource::from_gvk_with_plural(&kind, "network-attachment-definitions")
+}
+
+impl From<DynamicObject> for Nad {
+    fn from(object: DynamicObject) -> Self {
+        let config = object.data.pointer("/spec/config").and_then(Value::as_str).map(str::to_owned);
+        let resource = object.metadata.annotations.and_then(|mut all| all.remove(RESOURCE_NAME));
+        Nad {
+            namespace: object.metadata.namespace.unwrap_or_default(),
+            name: object.metadata.name.unwrap_or_default(),
+            config,
+            resource: resource.filter(|resource| !resource.is_empty()),
+        }
     }
 }
 
