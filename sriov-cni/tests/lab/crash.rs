@@ -80,6 +80,9 @@ fn kill_at_every_point(command: &str, aftermath: Aftermath) {
     let points = {
         let (vf, pod, addresses) = (&vfs[0], Pod::new(), Addresses::new());
         let conf = conf(vf, &addresses);
+        // The first call of all makes directories, and has points that no other has.
+        pod.add(&conf).ok();
+        pod.del(&conf).ok();
         let add = points_of("ADD", &pod, &conf);
         let del = points_of("DEL", &pod, &conf);
         if command == "ADD" { add } else { del }
@@ -99,7 +102,7 @@ fn kill_at_every_point(command: &str, aftermath: Aftermath) {
     let killed = killed.into_inner();
     println!("{command} was killed at {killed} of {} points", points.len());
     // One call may do a little less than another; but a harness that misses the program shows.
-    assert!(killed > 40 && killed * 10 > points.len() * 9, "{killed} of {} points", points.len());
+    assert!(killed > 25 && killed * 10 > points.len() * 9, "{killed} of {} points", points.len());
 }
 
 /// One round; whether the call lived up to `point`, and died there.

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -130,11 +132,11 @@ fn a_late_duplicate_del_leaves_the_next_pod_alone() {
     let path = format!("CNI_PATH={}", directory.path().display());
     let wrapper = ["env", &path];
     call("ADD", &first, &first.netns(), &conf, &wrapper).ok();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let del = || call("DEL", &first, &first.netns(), &conf, &wrapper);
         let dels = [scope.spawn(del), scope.spawn(del)];
         while !waiting.exists() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         first.vanish();
         let next = vf.conf(&json!({"vlan": 1234}));
@@ -162,12 +164,12 @@ fn del_looks_again_when_it_gets_the_lock() {
     lock.lock().unwrap();
     let record = Path::new(STATE).join(format!("podrail/{}.json", vf.address));
     let ours = fs::read_to_string(&record).unwrap();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let del = scope.spawn(|| pod.del(&conf));
         let inode = format!(":{} ", lock.metadata().unwrap().ino());
         let is_waiting = |line: &str| line.contains("->") && line.contains(&inode);
         while !fs::read_to_string("/proc/locks").unwrap().lines().any(is_waiting) {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         // Meanwhile the VF went to another pod.
         fs::write(&record, ours.replace(&pod.name, "another")).unwrap();
@@ -321,6 +323,9 @@ fn a_renamed_pf_and_vanished_vfs_are_no_obstacle() {
         let _ = Command::new("ip").args(["link", "property", "del", "dev", from, "altname", to]).output();
         run("ip", &["link", "set", from, "name", to]);
         run("ip", &["link", "set", to, "up"]);
+        // igbvf looks every two seconds whether the PF is there, and resets itself if it was not. A reset
+        // that meets an interface just closed waits for ever, with the kernel's RTNL lock in its hands.
+        thread::sleep(Duration::from_secs(3));
     };
     rename(&vf.pf, "renamed");
     pod.del(&conf).ok();
