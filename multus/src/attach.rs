@@ -121,12 +121,13 @@ async fn devices(node: &Node, pod: Option<&Pod>, wanted: &[Wanted]) -> Result<De
     }
 }
 
-struct Attach<'a> {
-    node: &'a Node,
-    conf: &'a Conf,
-    request: &'a Request,
-    delegates: Vec<Delegate>,
-    routes: DefaultRoutes,
+/// Delegates that are to be attached.
+pub(crate) struct Attach<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) conf: &'a Conf,
+    pub(crate) request: &'a Request,
+    pub(crate) delegates: Vec<Delegate>,
+    pub(crate) routes: DefaultRoutes,
 }
 
 impl Attach<'_> {
@@ -158,7 +159,7 @@ impl Attach<'_> {
         }
     }
 
-    fn open_netns(&self) -> Result<Netns, Error> {
+    pub(crate) fn open_netns(&self) -> Result<Netns, Error> {
         let path = self.request.netns.clone().unwrap_or_default();
         Netns::open(&path).map_err(|source| Error::Netns {
             container: self.request.container_id.clone(),
@@ -168,7 +169,7 @@ impl Attach<'_> {
     }
 
     /// An interface that is there already would be found by a plugin only after others have run.
-    async fn check_names(&self, netns: &Netns) -> Result<(), Error> {
+    pub(crate) async fn check_names(&self, netns: &Netns) -> Result<(), Error> {
         let failed = |source| Error::Netlink {
             context: format!("listing the interfaces of {}", netns.path().display()),
             source,
@@ -187,7 +188,7 @@ impl Attach<'_> {
         Ok(())
     }
 
-    async fn attach(
+    pub(crate) async fn attach(
         &self,
         netns: &Netns,
         pod: Option<(&Kubernetes, &Pod)>,

@@ -127,7 +127,11 @@ impl Conf {
 }
 
 impl LogConf {
-    fn read(object: &Object) -> Result<Self, cni::Error> {
+    /// Reads the keys about logs.
+    ///
+    /// # Errors
+    /// Code 6 for a value of the wrong type.
+    pub fn read(object: &Object) -> Result<Self, cni::Error> {
         let text = object.decode::<String>("logLevel")?.unwrap_or_default();
         let level = match text.to_ascii_lowercase().as_str() {
             "" | "panic" => Ok(LogLevel::Panic),

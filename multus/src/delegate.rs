@@ -83,6 +83,15 @@ impl Sandbox<'_> {
         Ok(delegates)
     }
 
+    /// Turns one more network into a delegate, as the interface of the call.
+    ///
+    /// # Errors
+    /// When a device is missing, or arguments cannot be merged.
+    pub fn further(&self, mut wanted: Wanted, devices: &mut DevicePool) -> Result<Delegate, Error> {
+        wanted.selection.get_or_insert_default().interface = Some(self.request.ifname.clone());
+        self.delegate(1, wanted, devices)
+    }
+
     fn delegate(&self, index: usize, wanted: Wanted, devices: &mut DevicePool) -> Result<Delegate, Error> {
         let Wanted { network, selection } = wanted;
         let is_primary = index == 0;

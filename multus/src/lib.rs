@@ -16,6 +16,7 @@ pub mod detach;
 pub mod device_info;
 pub mod devices;
 pub mod error;
+pub mod hotplug;
 pub mod known;
 pub mod kubelet;
 pub mod kubernetes;

@@ -1,0 +1,252 @@
+//! The daemon's configuration file (`-config`).
+//!
+//! The file is three things at once, as with the peer: the daemon's own settings, what the generated `00-multus.conf`
+//! is made of ([`manager`](crate::manager)), and keys that replace those of every call's configuration
+//! ([`DaemonConf::overlay`]).
+
+use std::path::{Path, PathBuf};
+
+use cni::Object;
+use multus::config::LogConf;
+
+use crate::Error;
+
+/// Where the file is when no flag says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/cni/net.d/multus.d/daemon-config.json";
+
+const DEFAULT_SOCKET_DIR: &str = "/run/multus/";
+const DEFAULT_CNI_CONFIG_DIR: &str = "/etc/cni/net.d";
+const DEFAULT_CNI_DIR: &str = "/var/lib/cni/multus";
+
+/// How many calls of a kind are worked on at a time where the configuration does not say. Each may start a plugin,
+/// and some of those take 50 MB.
+const DEFAULT_LIMIT: usize = 16;
+
+/// The validated configuration.
+#[derive(Debug, Clone)]
+pub struct DaemonConf {
+    /// The file as it is.
+    pub raw: Object,
+    /// The host's root as the daemon sees it; delegates run below it.
+    pub chroot: Option<PathBuf>,
+    /// Where the socket is.
+    pub socket_dir: PathBuf,
+    /// Where logs go.
+    pub log: LogConf,
+    /// How many ADDs are worked on at a time.
+    pub add_limit: usize,
+    /// How many DELs are worked on at a time.
+    pub del_limit: usize,
+    /// Where the generated configuration is written.
+    pub cni_config_dir: PathBuf,
+    /// Where the primary's configuration is looked for; `None` when it is `cni_config_dir`.
+    pub autoconfig_dir: Option<PathBuf>,
+    /// The primary's file name; `None` takes the first.
+    pub master: Option<String>,
+    /// A configuration to copy in place of a generated one.
+    pub config_file: Option<PathBuf>,
+    /// Whether the generated network has the primary's name.
+    pub override_network_name: bool,
+    /// A file whose presence says that the default network is ready.
+    pub readiness_indicator: Option<PathBuf>,
+    /// How the API server is reached, where it is not as any pod of the cluster does.
+    pub kubeconfig: Option<PathBuf>,
+    /// Directory of the state of sandboxes.
+    pub cni_dir: PathBuf,
+    /// How a certificate of the node's own is got.
+    pub certificate: Option<CertificateConf>,
+    /// Port of the metrics listener.
+    pub metrics_port: Option<u16>,
+    /// Whether networks are attached and detached when the annotation of a running pod changes.
+    pub follow_annotations: bool,
+}
+
+/// `perNodeCertificate`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateConf {
+    /// The kubeconfig by which the first certificate is asked for; kubelet's.
+    pub bootstrap_kubeconfig: PathBuf,
+    /// Where certificates are kept.
+    pub directory: PathBuf,
+    /// How long a certificate is asked to be good.
+    pub duration: std::time::Duration,
+}
+
+impl DaemonConf {
+    /// Reads the file; one that does not exist is empty.
+    ///
+    /// # Errors
+    /// [`Error::Conf`].
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let failed = |message: String| Error::Conf { path: path.to_owned(), message };
+        let bytes = host::durable::read(path).map_err(|e| failed(e.to_string()))?;
+        let raw = match bytes {
+            Some(bytes) => Object::parse(&bytes).map_err(|e| failed(e.to_string()))?,
+            None => Object::new(),
+        };
+        Self::read(raw).map_err(|e| failed(e.to_string()))
+    }
+
+    /// Validates a configuration.
+    ///
+    /// # Errors
+    /// Code 6 or 7, naming the key.
+    pub fn read(raw: Object) -> Result<Self, cni::Error> {
+        let text = |key| raw.decode::<String>(key).map(|t| t.filter(|t| !t.is_empty()));
+        let path = |key| text(key).map(|t| t.map(PathBuf::from));
+        let flag = |key| raw.decode::<bool>(key).map(Option::unwrap_or_default);
+        let limit = |key: &str| match raw.decode::<i64>(key)? {
+            None => Ok(None),
+            Some(number) => usize::try_from(number).ok().filter(|n| *n > 0).map(Some).ok_or_else(|| {
+                cni::Error::invalid_config(format!("{key:?} must be at least 1, and is {number}"))
+            }),
+        };
+        Ok(DaemonConf {
+            chroot: path("chrootDir")?,
+            socket_dir: path("socketDir")?.unwrap_or_else(|| DEFAULT_SOCKET_DIR.into()),
+            log: log(&raw)?,
+            add_limit: limit("connectionLimit")?.unwrap_or(DEFAULT_LIMIT),
+            del_limit: limit("delLimit")?.unwrap_or(DEFAULT_LIMIT),
+            cni_config_dir: path("cniConfigDir")?.unwrap_or_else(|| DEFAULT_CNI_CONFIG_DIR.into()),
+            autoconfig_dir: path("multusAutoconfigDir")?,
+            master: text("multusMasterCNI")?,
+            config_file: path("multusConfigFile")?.filter(|file| file != Path::new("auto")),
+            override_network_name: flag("overrideNetworkName")?,
+            readiness_indicator: path("readinessindicatorfile")?,
+            kubeconfig: path("kubeconfig")?,
+            cni_dir: path("cniDir")?.unwrap_or_else(|| DEFAULT_CNI_DIR.into()),
+            certificate: certificate(&raw)?,
+            metrics_port: raw.decode("metricsPort")?,
+            follow_annotations: flag("followAnnotations")?,
+            raw,
+        })
+    }
+
+    /// Whether `00-multus.conf` is generated from the primary's configuration.
+    #[must_use]
+    pub fn is_auto(&self) -> bool {
+        self.config_file.is_none()
+    }
+
+    /// A call's configuration with the daemon's keys in place of its own. While the daemon writes the configuration
+    /// itself it has waited for the primary already, and no call waits again.
+    ///
+    /// # Errors
+    /// Code 6 when `config` is no object.
+    pub fn overlay(&self, config: &[u8]) -> Result<Object, cni::Error> {
+        let mut merged = Object::parse(config).map_err(|e| e.context("network configuration"))?;
+        for (key, value) in self.raw.iter() {
+            merged.remove_fold(key);
+            merged.set_raw(key, value)?;
+        }
+        if self.is_auto() {
+            merged.remove_fold("readinessindicatorfile");
+        }
+        Ok(merged)
+    }
+}
+
+/// What is logged; nothing on standard error unless it is asked for.
+fn log(raw: &Object) -> Result<LogConf, cni::Error> {
+    let to_stderr = raw.decode("logToStderr")?.unwrap_or_default();
+    Ok(LogConf { to_stderr, ..LogConf::read(raw)? })
+}
+
+fn certificate(raw: &Object) -> Result<Option<CertificateConf>, cni::Error> {
+    let Some(section) = raw.decode::<Object>("perNodeCertificate")? else { return Ok(None) };
+    if !section.decode::<bool>("enabled")?.unwrap_or_default() {
+        return Ok(None);
+    }
+    let path = |key, default: &str| {
+        section.decode::<String>(key).map(|t| PathBuf::from(t.unwrap_or_else(|| default.to_owned())))
+    };
+    let duration = section.decode::<String>("certDuration")?.unwrap_or_else(|| "10m".to_owned());
+    let seconds = go_duration(&duration).ok_or_else(|| {
+        cni::Error::invalid_config(format!(
+            "perNodeCertificate.certDuration {duration:?} is no duration, as 24h is"
+        ))
+    })?;
+    Ok(Some(CertificateConf {
+        bootstrap_kubeconfig: path("bootstrapKubeconfig", "/var/lib/kubelet/kubeconfig")?,
+        directory: path("certDir", "/etc/cni/multus/certs")?,
+        duration: std::time::Duration::from_secs(seconds),
+    }))
+}
+
+/// A duration as Go writes it (`1h30m`), in whole seconds.
+fn go_duration(text: &str) -> Option<u64> {
+    let mut seconds = 0_u64;
+    let mut number = String::new();
+    for c in text.chars() {
+        if c.is_ascii_digit() {
+            number.push(c);
+            continue;
+        }
+        let unit = match c {
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            _ => return None,
+        };
+        seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
+        number.clear();
+    }
+    (number.is_empty() && seconds > 0).then_some(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<DaemonConf, cni::Error> {
+        DaemonConf::read(Object::parse(json.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn defaults() {
+        let conf = read(r#"{"chrootDir":null,"multusConfigFile":"auto","socketDir":""}"#).unwrap();
+        assert_eq!(conf.socket_dir, Path::new("/run/multus/"));
+        assert_eq!(conf.cni_config_dir, Path::new("/etc/cni/net.d"));
+        assert!(conf.is_auto() && conf.chroot.is_none() && conf.certificate.is_none() && !conf.log.to_stderr);
+        assert_eq!((conf.add_limit, conf.del_limit), (DEFAULT_LIMIT, DEFAULT_LIMIT));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (json, part) in [
+            (r#"{"connectionLimit":0}"#, "connectionLimit"),
+            (r#"{"connectionLimit":-1}"#, "connectionLimit"),
+            (r#"{"socketDir":1}"#, "socketDir"),
+            (r#"{"perNodeCertificate":{"enabled":true,"certDuration":"soon"}}"#, "certDuration"),
+        ] {
+            let error = read(json).unwrap_err().to_string();
+            assert!(error.contains(part), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn certificates() {
+        let conf = read(
+            r#"{"perNodeCertificate":{"enabled":true,"bootstrapKubeconfig":"/k","certDuration":"1h30m"}}"#,
+        )
+        .unwrap();
+        let certificate = conf.certificate.unwrap();
+        assert_eq!(certificate.bootstrap_kubeconfig, Path::new("/k"));
+        assert_eq!(certificate.directory, Path::new("/etc/cni/multus/certs"));
+        assert_eq!(certificate.duration.as_secs(), 5400);
+        assert!(read(r#"{"perNodeCertificate":{"enabled":false}}"#).unwrap().certificate.is_none());
+    }
+
+    #[test]
+    fn the_daemon_s_keys_replace_those_of_the_call() {
+        let conf = read(r#"{"cniVersion":"1.0.0","cniDir":"/d","readinessindicatorfile":"/r"}"#).unwrap();
+        let merged = conf.overlay(
+            br#"{"name":"n","CniDir":"/s","cniVersion":"0.3.1","ReadinessIndicatorFile":"/x","z":1}"#,
+        );
+        let text = String::from_utf8(merged.unwrap().to_vec()).unwrap();
+        assert_eq!(text, r#"{"name":"n","z":1,"cniVersion":"1.0.0","cniDir":"/d"}"#);
+        let own = read(r#"{"multusConfigFile":"/own.conf","readinessindicatorfile":"/r"}"#).unwrap();
+        let text = String::from_utf8(own.overlay(br#"{"name":"n"}"#).unwrap().to_vec()).unwrap();
+        assert!(text.contains(r#""readinessindicatorfile":"/r""#), "{text}");
+    }
+}

@@ -1,0 +1,102 @@
+//! The daemon: everything that runs, from start to end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use multus::known::Known;
+use multus::node::Node;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::calls::Calls;
+use crate::clients::Clients;
+use crate::conf::DaemonConf;
+use crate::metrics::Metrics;
+use crate::server::Server;
+use crate::socket::{self, Socket};
+use crate::{gc, orphans, pending, watch};
+
+/// How long kept DELs may keep new pods waiting.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is tried to reach the API server for the first time.
+const ACCESS_RETRY: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until it is told to end; `node_name` is the node's name in the cluster.
+///
+/// # Errors
+/// Whatever it cannot start for.
+pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Result<(), Error> {
+    let stop = told_to_end()?;
+    let socket = Socket::take_over(&conf.socket_dir)?;
+    let lock = socket::lock(&conf.socket_dir).await?;
+    let blocking = tokio::task::spawn_blocking(orphans::wait);
+    blocking.await.map_err(|e| Error::Usage(format!("waiting for delegates broke off: {e}")))?;
+
+    let known = Arc::new(Known::default());
+    let clients = Clients::new(Arc::clone(&known), conf.kubeconfig.clone());
+    let calls = Arc::new(Calls::new(conf, node, clients));
+    if tokio::time::timeout(DRAIN_LIMIT, pending::drain(&calls)).await.is_err() {
+        tracing::warn!("kept DELs take long; new calls are taken meanwhile");
+    }
+    let metrics = Arc::new(Metrics::default());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(follow_cluster(Arc::clone(&calls), known, node_name));
+    tasks.spawn(gc::follow(Arc::clone(&calls)));
+    tasks.spawn(complain("kept DELs", pending::follow(Arc::clone(&calls))));
+    if let Some(port) = calls.conf.metrics_port {
+        tasks.spawn(complain("metrics", Arc::clone(&metrics).serve(port)));
+    }
+    tracing::info!("serving {}", calls.conf.socket_dir.join(socket::NAME).display());
+    let server = Server::new(calls, metrics);
+    server.serve(socket, stop.cancelled()).await?;
+    tasks.abort_all();
+    lock.release();
+    // Another daemon may work now. Ending before being told to would have this one started again.
+    stop.cancelled().await;
+    Ok(())
+}
+
+/// Is cancelled when the daemon is told to end (SIGTERM or SIGINT).
+fn told_to_end() -> Result<CancellationToken, Error> {
+    let listen = |kind| signal(kind).map_err(|e| Error::Usage(format!("cannot listen to signals: {e}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let told = CancellationToken::new();
+    let tell = told.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tell.cancel();
+    });
+    Ok(told)
+}
+
+async fn complain(what: &str, task: impl Future<Output = Result<(), Error>>) {
+    if let Err(error) = task.await {
+        tracing::error!("{what}: {error}");
+    }
+}
+
+/// Watches pods of this node and NADs, as soon as there is a cluster.
+async fn follow_cluster(calls: Arc<Calls>, known: Arc<Known>, node_name: Option<String>) {
+    let client = loop {
+        match calls.clients.client(None).await {
+            Ok(Some(kubernetes)) => break kubernetes.client(),
+            Ok(None) => {
+                return tracing::info!("there is no cluster: networks are those of the configuration alone");
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+        tokio::time::sleep(ACCESS_RETRY).await;
+    };
+    let nads = watch::nads(client.clone(), Arc::clone(&known));
+    match node_name {
+        Some(node) => {
+            tokio::join!(nads, watch::pods(client, &node, known, None));
+        }
+        None => {
+            tracing::warn!("MULTUS_NODE_NAME is not set: every pod is asked for by itself");
+            nads.await;
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! multus kept running: it serves the calls of multus-shim, keeps the node's CNI configuration, installs and
+//! uninstalls itself.
+//!
+//! A call comes over the socket ([`socket`], [`server`]) in the peers' protocol ([`wire`]), waits for its turn
+//! ([`calls`], [`sandboxes`]) and is worked on by the functions of the thin plugin, with delegates that are started as
+//! the runtime would have ([`executor`]) and can be ended ([`cancel`]). What the API server tells by itself ([`watch`])
+//! is not asked for ([`clients`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
+//! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run.
+
+pub mod calls;
+pub mod cancel;
+pub mod cli;
+pub mod clients;
+pub mod conf;
+pub mod daemon;
+pub mod delegate;
+pub mod error;
+pub mod executor;
+pub mod gc;
+pub mod metrics;
+pub mod orphans;
+pub mod pending;
+pub mod sandboxes;
+pub mod server;
+pub mod socket;
+pub mod watch;
+pub mod wire;
+
+pub use error::Error;
