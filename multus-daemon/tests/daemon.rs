@@ -32,7 +32,7 @@ fn open(node: &Node) {
 #[test]
 fn a_sandbox_is_attached_and_taken_down_with_the_environment_of_the_call() {
     let node = Node::new("");
-    let _daemon = node.daemon(json!({}));
+    let _daemon = node.daemon(&json!({}));
     let (status, body) = node.cni("ADD", "c1").unwrap();
     let answer: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &answer["Result"]["cniVersion"]), (200, &json!("1.1.0")), "{body}");
@@ -52,7 +52,7 @@ fn a_sandbox_is_attached_and_taken_down_with_the_environment_of_the_call() {
 #[test]
 fn every_path_has_its_answer() {
     let node = Node::new("");
-    let _daemon = node.daemon(json!({}));
+    let _daemon = node.daemon(&json!({}));
     let status = |method: &str, path: &str| node.ask(method, path, &Value::Null).unwrap().0;
     let table = [
         ("GET", "/healthz", 200),
@@ -71,7 +71,7 @@ fn every_path_has_its_answer() {
 #[test]
 fn errors_have_their_code_and_leave_nothing() {
     let node = Node::new(r#"[ $CNI_COMMAND = ADD ] && echo '{"code":11,"msg":"busy"}' && exit 1"#);
-    let _daemon = node.daemon(json!({}));
+    let _daemon = node.daemon(&json!({}));
     let (status, body) = node.cni("ADD", "c1").unwrap();
     let error: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &error["code"]), (400, &json!(11)), "{body}");
@@ -85,7 +85,7 @@ fn errors_have_their_code_and_leave_nothing() {
 #[test]
 fn an_add_that_nobody_waits_for_is_taken_back() {
     let node = gated();
-    let _daemon = node.daemon(json!({}));
+    let _daemon = node.daemon(&json!({}));
     let client = node.send("POST", "/cni", &node.call("ADD", "c1")).unwrap();
     node.until("the second delegate runs", || node.path("reached").exists());
     drop(client);
@@ -98,7 +98,7 @@ fn an_add_that_nobody_waits_for_is_taken_back() {
 #[test]
 fn a_sandbox_has_one_call_at_a_time_and_del_has_places_of_its_own() {
     let node = gated();
-    let _daemon = node.daemon(json!({"connectionLimit": 1}));
+    let _daemon = node.daemon(&json!({"connectionLimit": 1}));
     let first = node.send("POST", "/cni", &node.call("ADD", "c1")).unwrap();
     node.until("the second delegate runs", || node.path("reached").exists());
     let second = node.send("POST", "/cni", &node.call("ADD", "c2")).unwrap();
@@ -113,7 +113,7 @@ fn a_sandbox_has_one_call_at_a_time_and_del_has_places_of_its_own() {
 #[test]
 fn the_next_daemon_takes_up_what_a_killed_one_left() {
     let node = gated();
-    let daemon = node.daemon(json!({}));
+    let daemon = node.daemon(&json!({}));
     let client = node.send("POST", "/cni", &node.call("ADD", "c1")).unwrap();
     node.until("the second delegate runs", || node.path("reached").exists());
     daemon.kill();
@@ -123,7 +123,7 @@ fn the_next_daemon_takes_up_what_a_killed_one_left() {
     let kept = node.call("DEL", "c2").to_string();
     std::fs::write(node.path("state/pending/c2-eth0"), &kept).unwrap();
     std::fs::write(node.path("state/pending/.c3-eth0.7"), &kept).unwrap();
-    let mut next = node.start(json!({}));
+    let mut next = node.start(&json!({}));
     let again = loop {
         if let Some(stream) = node.send("POST", "/cni", &node.call("ADD", "c1")) {
             break stream;
@@ -151,7 +151,7 @@ fn the_next_daemon_takes_up_what_a_killed_one_left() {
 #[test]
 fn a_daemon_that_is_told_to_end_ends_its_calls() {
     let node = gated();
-    let mut daemon = node.daemon(json!({}));
+    let mut daemon = node.daemon(&json!({}));
     let working = node.send("POST", "/cni", &node.call("ADD", "c1")).unwrap();
     node.until("the second delegate runs", || node.path("reached").exists());
     daemon.terminate();
@@ -168,11 +168,11 @@ fn a_daemon_that_is_told_to_end_ends_its_calls() {
 #[test]
 fn another_daemon_takes_over_without_a_lost_call() {
     let node = gated();
-    let mut old = node.daemon(json!({}));
+    let mut old = node.daemon(&json!({}));
     let working = node.send("POST", "/cni", &node.call("ADD", "c1")).unwrap();
     node.until("the second delegate runs", || node.path("reached").exists());
     let socket = std::fs::metadata(node.path("run/multus.sock")).unwrap();
-    let _new = node.start(json!({}));
+    let _new = node.start(&json!({}));
     node.until("the socket is another", || {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(node.path("run/multus.sock")).is_ok_and(|m| m.ino() != socket.ino())
@@ -191,7 +191,7 @@ fn another_daemon_takes_over_without_a_lost_call() {
 #[test]
 fn a_socket_that_was_removed_is_made_again() {
     let node = Node::new("");
-    let _daemon = node.daemon(json!({}));
+    let _daemon = node.daemon(&json!({}));
     std::fs::remove_file(node.path("run/multus.sock")).unwrap();
     node.until("there is a socket again", || node.cni("DEL", "c1").is_some_and(|a| a.0 == 200));
 }
@@ -199,7 +199,7 @@ fn a_socket_that_was_removed_is_made_again() {
 #[test]
 fn sandboxes_without_a_namespace_are_collected() {
     let node = Node::new("");
-    let daemon = node.daemon(json!({}));
+    let daemon = node.daemon(&json!({}));
     let gone = node.path("netns/gone");
     std::os::unix::fs::symlink(node.netns(), &gone).unwrap();
     for (container, netns) in [("c1", node.netns()), ("c2", gone.clone())] {
@@ -208,7 +208,7 @@ fn sandboxes_without_a_namespace_are_collected() {
     }
     drop(daemon);
     std::fs::remove_file(gone).unwrap();
-    let _next = node.daemon(json!({}));
+    let _next = node.daemon(&json!({}));
     node.until("the second sandbox is collected", || node.count("DEL c2 eth0") == 1);
     node.until("its state is gone", || node.state() == ["c1", "main-c1-eth0", "second-c1-net1"]);
 }
@@ -216,7 +216,7 @@ fn sandboxes_without_a_namespace_are_collected() {
 #[test]
 fn the_runtime_s_probes_and_gc() {
     let node = Node::new("");
-    let _daemon = node.daemon(json!({"cniVersion": "1.1.0"}));
+    let _daemon = node.daemon(&json!({"cniVersion": "1.1.0"}));
     assert_eq!(node.cni("ADD", "c1").unwrap().0, 200);
     let probe = json!({"env": {"CNI_COMMAND": "STATUS"}, "config": node.call("ADD", "x")["config"]});
     assert_eq!(node.ask("POST", "/cni", &probe).unwrap(), (200, String::new()));
@@ -235,6 +235,6 @@ fn the_runtime_s_probes_and_gc() {
 #[test]
 fn a_limit_of_nothing_is_refused() {
     let node = Node::new("");
-    let mut daemon = node.start(json!({"connectionLimit": 0}));
+    let mut daemon = node.start(&json!({"connectionLimit": 0}));
     assert!(!daemon.wait());
 }

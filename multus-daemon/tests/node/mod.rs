@@ -82,7 +82,7 @@ impl Node {
     }
 
     /// Starts a daemon whose configuration has `members` besides the directories, and waits until it serves.
-    pub fn daemon(&self, members: Value) -> Daemon {
+    pub fn daemon(&self, members: &Value) -> Daemon {
         let daemon = self.start(members);
         self.until("the daemon serves", || {
             self.ask("GET", "/readyz", &Value::Null).is_some_and(|a| a.0 == 200)
@@ -90,7 +90,7 @@ impl Node {
         daemon
     }
 
-    pub fn start(&self, members: Value) -> Daemon {
+    pub fn start(&self, members: &Value) -> Daemon {
         let mut conf = json!({
             "socketDir": self.path("run"), "cniDir": self.path("state"), "binDir": self.path("bin"),
             "multusConfigFile": self.path("shim.conf"), "cniConfigDir": self.path("net.d"),
