@@ -45,8 +45,6 @@ pub struct DaemonConf {
     pub master: Option<String>,
     /// A configuration to copy in place of a generated one.
     pub config_file: Option<PathBuf>,
-    /// Whether the generated network has the primary's name.
-    pub override_network_name: bool,
     /// A file whose presence says that the default network is ready.
     pub readiness_indicator: Option<PathBuf>,
     /// How the API server is reached, where it is not as any pod of the cluster does.
@@ -57,6 +55,8 @@ pub struct DaemonConf {
     pub certificate: Option<CertificateConf>,
     /// Port of the metrics listener.
     pub metrics_port: Option<u16>,
+    /// Whether the runtime's configuration goes when the daemon ends; then pods get the primary network alone.
+    pub cleanup_on_exit: bool,
     /// Whether networks are attached and detached when the annotation of a running pod changes.
     pub follow_annotations: bool,
 }
@@ -111,12 +111,12 @@ impl DaemonConf {
             autoconfig_dir: path("multusAutoconfigDir")?,
             master: text("multusMasterCNI")?,
             config_file: path("multusConfigFile")?.filter(|file| file != Path::new("auto")),
-            override_network_name: flag("overrideNetworkName")?,
             readiness_indicator: path("readinessindicatorfile")?,
             kubeconfig: path("kubeconfig")?,
             cni_dir: path("cniDir")?.unwrap_or_else(|| DEFAULT_CNI_DIR.into()),
             certificate: certificate(&raw)?,
             metrics_port: raw.decode("metricsPort")?,
+            cleanup_on_exit: flag("cleanupConfigOnExit")?,
             follow_annotations: flag("followAnnotations")?,
             raw,
         })
@@ -128,19 +128,19 @@ impl DaemonConf {
         self.config_file.is_none()
     }
 
-    /// A call's configuration with the daemon's keys in place of its own. While the daemon writes the configuration
-    /// itself it has waited for the primary already, and no call waits again.
+    /// A call's configuration with the daemon's keys in place of its own. Where the daemon writes the configuration
+    /// itself, the file that tells of the default network is the one it knows of.
     ///
     /// # Errors
     /// Code 6 when `config` is no object.
     pub fn overlay(&self, config: &[u8]) -> Result<Object, cni::Error> {
         let mut merged = Object::parse(config).map_err(|e| e.context("network configuration"))?;
+        if self.is_auto() {
+            merged.remove_fold("readinessindicatorfile");
+        }
         for (key, value) in self.raw.iter() {
             merged.remove_fold(key);
             merged.set_raw(key, value)?;
-        }
-        if self.is_auto() {
-            merged.remove_fold("readinessindicatorfile");
         }
         Ok(merged)
     }
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn the_daemon_s_keys_replace_those_of_the_call() {
-        let conf = read(r#"{"cniVersion":"1.0.0","cniDir":"/d","readinessindicatorfile":"/r"}"#).unwrap();
+        let conf = read(r#"{"cniVersion":"1.0.0","cniDir":"/d"}"#).unwrap();
         let merged = conf.overlay(
             br#"{"name":"n","CniDir":"/s","cniVersion":"0.3.1","ReadinessIndicatorFile":"/x","z":1}"#,
         );

@@ -12,6 +12,7 @@ use crate::Error;
 use crate::calls::Calls;
 use crate::clients::Clients;
 use crate::conf::DaemonConf;
+use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::socket::{self, Socket};
@@ -48,6 +49,7 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     if let Some(port) = calls.conf.metrics_port {
         tasks.spawn(complain("metrics", Arc::clone(&metrics).serve(port)));
     }
+    tasks.spawn(Manager::new(calls.conf.clone()).run());
     tracing::info!("serving {}", calls.conf.socket_dir.join(socket::NAME).display());
     let server = Server::new(calls, metrics);
     server.serve(socket, stop.cancelled()).await?;

@@ -6,6 +6,9 @@
 //! the runtime would have ([`executor`]) and can be ended ([`cancel`]). What the API server tells by itself ([`watch`])
 //! is not asked for ([`clients`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
 //! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run.
+//!
+//! The runtime comes to call multus-shim because of a file ([`generate`]) that stands in front of the primary network's
+//! ([`primary`]) and is kept there ([`manager`]).
 
 pub mod calls;
 pub mod cancel;
@@ -17,9 +20,12 @@ pub mod delegate;
 pub mod error;
 pub mod executor;
 pub mod gc;
+pub mod generate;
+pub mod manager;
 pub mod metrics;
 pub mod orphans;
 pub mod pending;
+pub mod primary;
 pub mod sandboxes;
 pub mod server;
 pub mod socket;
