@@ -1,18 +1,13 @@
-//! The command line: that of the peer's programs, whose names this one answers to as well.
+//! The command line. One program stands for several of the peer's: it looks at the name it is called by.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::conf::DEFAULT_FILE;
-
-/// What is to be done.
-#[derive(Debug)]
-pub struct Cli {
-    /// The name by which the program was called.
-    pub name: String,
-    /// What to do.
-    pub verb: Verb,
-}
+use crate::entrypoint;
+use crate::flags::{self, Flag, Values};
+use crate::install::SOURCE;
 
 /// What can be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,26 +17,191 @@ pub enum Verb {
         /// The configuration file.
         config: PathBuf,
     },
+    /// Install and keep thin multus.
+    Thin(Values),
+    /// Put programs on the host.
+    Install {
+        /// Whether they are those of thick mode.
+        thick: bool,
+        /// Where they are.
+        source: PathBuf,
+        /// Where they go.
+        target: PathBuf,
+    },
+    /// Leave the node as it was.
+    Uninstall {
+        /// The daemon's configuration file.
+        config: PathBuf,
+        /// The runtime's plugins.
+        bin_dir: PathBuf,
+        /// The runtime's configurations.
+        conf_dir: PathBuf,
+        /// Where the programs of this image are.
+        source: PathBuf,
+        /// How long sandboxes that run are waited for.
+        wait: Duration,
+    },
+    /// Ask a daemon whether it is well.
+    Probe {
+        /// Its socket's directory.
+        socket_dir: PathBuf,
+        /// Which of its answers counts.
+        path: String,
+    },
+    /// Print a text and end with a code.
+    Print(String, u8),
 }
 
-impl Cli {
-    /// The command line of this process; where there is nothing to do, how it is to end.
-    ///
-    /// # Errors
-    /// After the version or help was printed, or a wrong flag named.
-    pub fn of_process() -> Result<Self, ExitCode> {
-        let mut arguments = std::env::args().skip(1);
-        let mut config = PathBuf::from(DEFAULT_FILE);
-        while let Some(argument) = arguments.next() {
-            match argument.trim_start_matches('-') {
-                "config" => config = arguments.next().unwrap_or_default().into(),
-                "version" => {
-                    println!("multus-daemon: version:v{}", env!("CARGO_PKG_VERSION"));
-                    return Err(ExitCode::from(4));
-                }
-                _ => return Err(ExitCode::from(2)),
+const DAEMON: [Flag; 2] = [
+    Flag::new(&["config"], DEFAULT_FILE, "the daemon's configuration"),
+    Flag::new(&["version"], "false", "print the version; then end"),
+];
+
+const INSTALL: [Flag; 3] = [
+    Flag::new(&["type", "t"], "", "thick or thin"),
+    Flag::new(&["dest-dir", "d"], "/host/opt/cni/bin", "where the programs go"),
+    Flag::new(&["source-dir"], SOURCE, "where they are"),
+];
+
+const UNINSTALL: [Flag; 5] = [
+    Flag::new(&["config"], DEFAULT_FILE, "the daemon's configuration"),
+    Flag::new(&["cni-bin-dir"], "/host/opt/cni/bin", "the runtime's plugins"),
+    Flag::new(&["cni-conf-dir"], "/host/etc/cni/net.d", "the runtime's configurations"),
+    Flag::new(&["source-dir"], SOURCE, "where the programs of this image are"),
+    Flag::new(&["wait"], "0", "how many seconds running pods may take to go"),
+];
+
+const PROBE: [Flag; 2] = [
+    Flag::new(&["socket-dir"], "/run/multus", "where the daemon's socket is"),
+    Flag::new(&["path"], "/readyz", "/readyz or /healthz"),
+];
+
+const OVERVIEW: &str = "\
+usage: multus-daemon [--config FILE]    serve multus-shim (thick mode)
+       multus-daemon install            put programs on the host; also called as install_multus
+       multus-daemon upgrade            the same, over those of another version
+       multus-daemon thin-entrypoint    install and keep thin multus; also called as thin_entrypoint
+       multus-daemon uninstall          leave the node as it was
+       multus-daemon probe              ask a daemon whether it is ready
+
+Each has its flags: -help after it lists them.
+";
+
+impl Verb {
+    /// What `arguments` ask of a program called `name`.
+    #[must_use]
+    pub fn of(name: &str, arguments: Vec<String>) -> Verb {
+        let mut arguments = arguments;
+        let verb = match name {
+            "install_multus" => "install".to_owned(),
+            "thin_entrypoint" => "thin-entrypoint".to_owned(),
+            _ if arguments.first().is_some_and(|first| !first.starts_with('-')) => arguments.remove(0),
+            _ => String::new(),
+        };
+        let wants_help = arguments.iter().any(|a| matches!(a.as_str(), "-h" | "-help" | "--help"));
+        let parsed = |known: &[Flag], make: fn(Values) -> Verb| {
+            if wants_help {
+                let overview = if verb.is_empty() { OVERVIEW } else { "" };
+                return Verb::Print(format!("{overview}flags:\n{}", flags::help(known)), 1);
             }
+            match flags::parse(known, arguments.clone()) {
+                Ok(values) => make(values),
+                Err(error) => Verb::Print(format!("{error}\n"), 2),
+            }
+        };
+        match verb.as_str() {
+            "" => parsed(&DAEMON, |values| match values.is_on("version") {
+                true => Verb::Print(format!("multus-daemon: version:v{}\n", env!("CARGO_PKG_VERSION")), 4),
+                false => Verb::Daemon { config: values.path("config") },
+            }),
+            "install" | "upgrade" => parsed(&INSTALL, |values| match values.text("type") {
+                kind @ ("thick" | "thin") => Verb::Install {
+                    thick: kind == "thick",
+                    source: values.path("source-dir"),
+                    target: values.path("dest-dir"),
+                },
+                _ => Verb::Print("--type must be thick or thin\n".to_owned(), 1),
+            }),
+            "thin-entrypoint" => parsed(&entrypoint::FLAGS, Verb::Thin),
+            "uninstall" => parsed(&UNINSTALL, |values| match values.text("wait").parse() {
+                Ok(seconds) => Verb::Uninstall {
+                    config: values.path("config"),
+                    bin_dir: values.path("cni-bin-dir"),
+                    conf_dir: values.path("cni-conf-dir"),
+                    source: values.path("source-dir"),
+                    wait: Duration::from_secs(seconds),
+                },
+                Err(_) => Verb::Print("--wait must be a number of seconds\n".to_owned(), 2),
+            }),
+            "probe" => parsed(&PROBE, |values| Verb::Probe {
+                socket_dir: values.path("socket-dir"),
+                path: values.text("path").to_owned(),
+            }),
+            other => Verb::Print(format!("unknown command {other:?}\n{OVERVIEW}"), 2),
         }
-        Ok(Cli { name: "multus-daemon".to_owned(), verb: Verb::Daemon { config } })
+    }
+
+    /// What this process is asked.
+    #[must_use]
+    pub fn of_process() -> Verb {
+        let mut arguments = std::env::args();
+        let program = arguments.next().unwrap_or_default();
+        let name = Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        Verb::of(name, arguments.collect())
+    }
+}
+
+/// Prints what there is to say; an error's text goes to standard error.
+#[must_use]
+pub fn print(text: &str, code: u8) -> ExitCode {
+    match code {
+        0 | 4 => print!("{text}"),
+        _ => eprint!("{text}"),
+    }
+    code.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(line: &str) -> Verb {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let name = words.next().unwrap();
+        Verb::of(&name, words.collect())
+    }
+
+    #[test]
+    fn by_every_name() {
+        assert_eq!(of("multus-daemon"), Verb::Daemon { config: DEFAULT_FILE.into() });
+        assert_eq!(of("multus-daemon -config=/c"), Verb::Daemon { config: "/c".into() });
+        assert!(matches!(of("multus-daemon -version"), Verb::Print(_, 4)));
+        let thick =
+            |target: &str| Verb::Install { thick: true, source: SOURCE.into(), target: target.into() };
+        assert_eq!(of("install_multus --type thick"), thick("/host/opt/cni/bin"));
+        assert_eq!(of("multus-daemon upgrade -t=thick -d /b"), thick("/b"));
+        assert!(
+            matches!(of("thin_entrypoint --rename-conf-file=true"), Verb::Thin(v) if v.is_on("rename-conf-file"))
+        );
+        assert!(
+            matches!(of("multus-daemon uninstall --wait 5"), Verb::Uninstall { wait, .. } if wait.as_secs() == 5)
+        );
+        assert!(
+            matches!(of("multus-daemon probe --path=/healthz"), Verb::Probe { path, .. } if path == "/healthz")
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, part) in [
+            ("multus-daemon frobnicate", "frobnicate"),
+            ("install_multus", "--type"),
+            ("multus-daemon --bogus", "bogus"),
+            ("multus-daemon uninstall --wait=soon", "--wait"),
+            ("thin_entrypoint --help", "--cni-conf-dir"),
+            ("multus-daemon -h", "uninstall"),
+        ] {
+            assert!(matches!(of(line), Verb::Print(text, 1 | 2) if text.contains(part)), "{line}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::socket::{self, Socket};
-use crate::{gc, orphans, pending, watch};
+use crate::{gc, orphans, pending, uninstall, watch};
 
 /// How long kept DELs may keep new pods waiting.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -49,11 +49,15 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     if let Some(port) = calls.conf.metrics_port {
         tasks.spawn(complain("metrics", Arc::clone(&metrics).serve(port)));
     }
-    tasks.spawn(Manager::new(calls.conf.clone()).run());
+    tasks.spawn(Manager::of_daemon(&calls.conf).run());
     tracing::info!("serving {}", calls.conf.socket_dir.join(socket::NAME).display());
+    let goodbye = calls.conf.cleanup_on_exit.then(|| calls.conf.cni_config_dir.clone());
     let server = Server::new(calls, metrics);
     server.serve(socket, stop.cancelled()).await?;
-    tasks.abort_all();
+    tasks.shutdown().await;
+    if let Some(directory) = goodbye.filter(|_| stop.is_cancelled()) {
+        uninstall::remove_configuration(&directory)?;
+    }
     lock.release();
     // Another daemon may work now. Ending before being told to would have this one started again.
     stop.cancelled().await;

@@ -8,7 +8,8 @@
 //! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run.
 //!
 //! The runtime comes to call multus-shim because of a file ([`generate`]) that stands in front of the primary network's
-//! ([`primary`]) and is kept there ([`manager`]).
+//! ([`primary`]) and is kept there ([`manager`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
+//! take it away, by the peers' names and flags ([`cli`]).
 
 pub mod calls;
 pub mod cancel;
@@ -17,18 +18,24 @@ pub mod clients;
 pub mod conf;
 pub mod daemon;
 pub mod delegate;
+pub mod entrypoint;
 pub mod error;
 pub mod executor;
+pub mod flags;
 pub mod gc;
 pub mod generate;
+pub mod install;
+pub mod kubeconfig;
 pub mod manager;
 pub mod metrics;
 pub mod orphans;
 pub mod pending;
 pub mod primary;
+pub mod probe;
 pub mod sandboxes;
 pub mod server;
 pub mod socket;
+pub mod uninstall;
 pub mod watch;
 pub mod wire;
 

@@ -1,46 +1,68 @@
-//! `multus-daemon`: the daemon of thick mode.
+//! `multus-daemon`: the daemon of thick mode, and what puts multus on a node and takes it away.
 
 use std::process::ExitCode;
 
+use multus::config::{LogConf, LogLevel};
 use multus::node::Node;
-use multus_daemon::Error;
 use multus_daemon::calls::Calls;
-use multus_daemon::cli::{Cli, Verb};
+use multus_daemon::cli::{Verb, print};
 use multus_daemon::conf::DaemonConf;
-use multus_daemon::daemon;
+use multus_daemon::install::{THICK, THIN, install};
+use multus_daemon::uninstall::{Places, uninstall};
+use multus_daemon::{Error, daemon, entrypoint, probe};
 
 fn main() -> ExitCode {
-    let cli = match Cli::of_process() {
-        Ok(cli) => cli,
-        Err(code) => return code,
+    let done = match Verb::of_process() {
+        Verb::Print(text, code) => return print(&text, code),
+        verb => act(verb),
     };
-    match act(&cli) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error}", cli.name);
+            eprintln!("multus-daemon: {error}");
             error.exit_code()
         }
     }
 }
 
-fn act(cli: &Cli) -> Result<(), Error> {
-    match &cli.verb {
+fn act(verb: Verb) -> Result<(), Error> {
+    match verb {
         Verb::Daemon { config } => {
-            let conf = DaemonConf::load(config)?;
+            let conf = DaemonConf::load(&config)?;
             multus::log::start(&conf.log);
-            serve(conf)
+            let node_name = std::env::var("MULTUS_NODE_NAME").ok().filter(|name| !name.is_empty());
+            runtime(Calls::limit(&conf))?.block_on(daemon::run(conf, Node::default(), node_name))
         }
+        Verb::Thin(values) => {
+            multus::log::start(&told());
+            runtime(1)?.block_on(entrypoint::run(&values))
+        }
+        Verb::Install { thick, source, target } => {
+            multus::log::start(&told());
+            install(&source, &target, if thick { &THICK } else { &THIN })
+        }
+        Verb::Uninstall { config, bin_dir, conf_dir, source, wait } => {
+            multus::log::start(&told());
+            let conf = DaemonConf::load(&config)?;
+            let places = Places { bin_dir, conf_dir, source };
+            runtime(Calls::limit(&conf))?.block_on(uninstall(conf, &places, wait)).map(drop)
+        }
+        Verb::Probe { socket_dir, path } => probe::probe(&socket_dir, &path),
+        Verb::Print(..) => Ok(()),
     }
 }
 
-fn serve(conf: DaemonConf) -> Result<(), Error> {
-    let node_name = std::env::var("MULTUS_NODE_NAME").ok().filter(|name| !name.is_empty());
-    // Calls have threads of their own; what is left is waiting.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+/// The log of what is done once: what was done, on standard error.
+fn told() -> LogConf {
+    LogConf { file: None, to_stderr: true, level: LogLevel::Verbose, unknown_level: None }
+}
+
+/// Calls have threads of their own, at most `threads`; what is left is waiting.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Error> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(Calls::limit(&conf))
+        .max_blocking_threads(threads)
         .enable_all()
         .build()
-        .map_err(|e| Error::Usage(format!("cannot start: {e}")))?;
-    runtime.block_on(daemon::run(conf, Node::default(), node_name))
+        .map_err(|e| Error::Usage(format!("cannot start: {e}")))
 }

@@ -25,19 +25,57 @@ const LOOK_FOR_DIRECTORY: Duration = Duration::from_secs(5);
 /// How often is looked without being told.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
+/// Where things are, and which of them count.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Where the runtime reads configurations.
+    pub target: PathBuf,
+    /// Where the primary's configuration is; mostly the same.
+    pub source: PathBuf,
+    /// The primary's file name; `None` takes the first.
+    pub master: Option<String>,
+    /// A configuration to copy in place of a generated one.
+    pub copied: Option<PathBuf>,
+    /// A file whose presence says that the default network is ready.
+    pub readiness_indicator: Option<PathBuf>,
+}
+
+/// Makes the configuration for a primary.
+type Generate = Box<dyn Fn(&Primary) -> Result<Generated, cni::Error> + Send + Sync>;
+
 /// What keeps the configuration.
-#[derive(Debug)]
 pub struct Manager {
-    conf: DaemonConf,
+    places: Places,
+    generate: Generate,
     written: Option<PathBuf>,
     restored: u32,
 }
 
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager").field("places", &self.places).finish_non_exhaustive()
+    }
+}
+
 impl Manager {
+    /// A manager that writes what `generate` makes.
+    #[must_use]
+    pub fn new(places: Places, generate: Generate) -> Self {
+        Manager { places, generate, written: None, restored: 0 }
+    }
+
     /// A manager for the daemon of `conf`.
     #[must_use]
-    pub fn new(conf: DaemonConf) -> Self {
-        Manager { conf, written: None, restored: 0 }
+    pub fn of_daemon(conf: &DaemonConf) -> Self {
+        let places = Places {
+            target: conf.cni_config_dir.clone(),
+            source: conf.autoconfig_dir.clone().unwrap_or_else(|| conf.cni_config_dir.clone()),
+            master: conf.master.clone(),
+            copied: conf.config_file.clone(),
+            readiness_indicator: conf.readiness_indicator.clone(),
+        };
+        let raw = conf.raw.clone();
+        Self::new(places, Box::new(move |primary| generate::shim(&raw, primary)))
     }
 
     /// Keeps the configuration for ever. What stands in the way is told once, and waited for.
@@ -69,8 +107,8 @@ impl Manager {
     }
 
     fn watch(&self) -> Result<Vec<DirectoryWatch>, Error> {
-        let readiness = self.conf.readiness_indicator.as_deref().and_then(Path::parent);
-        let directories = [Some(self.source()), Some(&self.conf.cni_config_dir), readiness];
+        let readiness = self.places.readiness_indicator.as_deref().and_then(Path::parent);
+        let directories = [Some(self.source()), Some(&self.places.target), readiness];
         let watch = |directory: &Path| {
             DirectoryWatch::new(directory).map_err(|e| Error::file("watching", directory, e))
         };
@@ -82,10 +120,10 @@ impl Manager {
     /// # Errors
     /// When there is no primary, or the file cannot be written. What is there stays.
     pub fn keep(&mut self) -> Result<(), Error> {
-        if let Some(path) = self.conf.readiness_indicator.as_ref().filter(|path| !path.exists()) {
+        if let Some(path) = self.places.readiness_indicator.as_ref().filter(|path| !path.exists()) {
             return Err(Error::NotReady { path: path.clone() });
         }
-        let (path, content, sibling) = match &self.conf.config_file {
+        let (path, content, sibling) = match &self.places.copied {
             Some(source) => self.copied(source)?,
             None => self.generated()?,
         };
@@ -113,11 +151,10 @@ impl Manager {
     }
 
     fn generated(&self) -> Result<(PathBuf, Vec<u8>, Option<PathBuf>), Error> {
-        let primary = Primary::find(self.source(), self.conf.master.as_deref())?;
+        let primary = Primary::find(self.source(), self.places.master.as_deref())?;
         let failed = |e: cni::Error| Error::Primary { path: primary.path.clone(), message: e.to_string() };
-        let Generated { name, content, sibling } =
-            generate::shim(&self.conf.raw, &primary).map_err(failed)?;
-        let directory = &self.conf.cni_config_dir;
+        let Generated { name, content, sibling } = (self.generate)(&primary).map_err(failed)?;
+        let directory = &self.places.target;
         Ok((directory.join(name), content, Some(directory.join(sibling))))
     }
 
@@ -126,14 +163,14 @@ impl Manager {
         let content = std::fs::read(source).map_err(|e| failed(&e))?;
         cni::Object::parse(&content).map_err(|e| failed(&e))?;
         let name = source.file_name().ok_or_else(|| failed(&"it has no file name"))?;
-        Ok((self.conf.cni_config_dir.join(name), content, None))
+        Ok((self.places.target.join(name), content, None))
     }
 
+    /// The directory of what is read.
     fn source(&self) -> &Path {
-        match (&self.conf.config_file, &self.conf.autoconfig_dir) {
-            (Some(file), _) => file.parent().unwrap_or(Path::new("/")),
-            (None, Some(directory)) => directory,
-            (None, None) => &self.conf.cni_config_dir,
+        match &self.places.copied {
+            Some(file) => file.parent().unwrap_or(Path::new("/")),
+            None => &self.places.source,
         }
     }
 
@@ -160,7 +197,7 @@ mod tests {
             let conf =
                 DaemonConf::read(Object::parse(json.replace("DIR", &path.to_string()).as_bytes()).unwrap())
                     .unwrap();
-            Host { directory, manager: Manager::new(conf) }
+            Host { directory, manager: Manager::of_daemon(&conf) }
         }
 
         fn write(&self, name: &str, content: &str) {

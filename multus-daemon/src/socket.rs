@@ -16,7 +16,8 @@ use crate::Error;
 /// The socket's name in its directory.
 pub const NAME: &str = "multus.sock";
 
-const LOCK: &str = "multus.lock";
+/// The lock's name in the same directory.
+pub const LOCK: &str = "multus.lock";
 
 /// How long the daemon before this one may take to end its calls.
 const PREDECESSOR_LIMIT: Duration = Duration::from_secs(60);

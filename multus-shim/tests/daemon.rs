@@ -54,7 +54,8 @@ impl Node {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(conf.as_bytes()).unwrap();
+        // Some verbs do without it.
+        let _ = child.stdin.take().unwrap().write_all(conf.as_bytes());
         let output = child.wait_with_output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     }
