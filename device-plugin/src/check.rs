@@ -66,7 +66,7 @@ mod tests {
             {"resourceName": "none", "selectors": {"vendors": ["ffff"]}}]}"#;
         let (conf, suspicions) = parse(text, "intel.com").unwrap();
         let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
-        let (pools, verdicts) = sort(&conf, devices, &Allocations::default());
+        let (pools, verdicts) = sort(&conf, &devices, &Allocations::default());
         assert_eq!(
             findings(&conf, &suspicions, &pools, &verdicts),
             [

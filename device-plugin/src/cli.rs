@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 
 use crate::places::Places;
+use crate::status::Address;
+
+/// The environment variable that stands for `-status-address`.
+pub(crate) const STATUS_ADDRESS: &str = "SRIOV_DEVICE_PLUGIN_STATUS_ADDRESS";
 
 /// What the process is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub(crate) struct Options {
     /// Level of detail of the log, as glog counts it: 0 says what matters, 10 everything.
     pub(crate) verbosity: u32,
     pub(crate) output: Output,
+    /// Where metrics and health can be asked for; nowhere if not given.
+    pub(crate) status_address: Option<Address>,
     pub(crate) places: Places,
 }
 
@@ -48,6 +54,7 @@ impl Default for Options {
             use_cdi: false,
             verbosity: 0,
             output: Output::Text,
+            status_address: None,
             places: Places::default(),
         }
     }
@@ -63,6 +70,8 @@ Offers SR-IOV virtual functions to kubelet. Flags take one dash or two, and a va
   -resource-prefix PREFIX  prefix of resources that name none (default intel.com)
   -use-cdi                 give devices to the container runtime by CDI name
   -v N, -log-level N       detail of the log: 0 what matters, 5 decisions, 10 everything (default 0)
+  -status-address ADDRESS  serve /metrics, /healthz, /readyz and /debug/devices at 127.0.0.1:9808, :9808 or
+                           unix:/run/x.sock (default SRIOV_DEVICE_PLUGIN_STATUS_ADDRESS; not served without)
   -explain                 print which device is in which pool, and why others are in none; then end
   -output text|json        how -explain prints (default text)
   -check-config            print all that is suspicious in the configuration file; then end
@@ -85,9 +94,15 @@ pub(crate) enum Error {
     Argument(String),
 }
 
-/// Understands the arguments, the program's name not among them.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options, Error> {
+/// Understands the arguments, the program's name not among them, and the value of [`STATUS_ADDRESS`].
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = String>,
+    status_address: Option<String>,
+) -> Result<Options, Error> {
     let mut options = Options::default();
+    if let Some(value) = status_address {
+        options.status_address = address(STATUS_ADDRESS, value)?;
+    }
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
@@ -127,6 +142,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Optio
                     _ => return Err(invalid(value, "text or json")),
                 };
             }
+            "status-address" => options.status_address = address(&shown(), text()?)?,
             "explain" => set(&mut options.task, Task::Explain, switch()?),
             "check-config" => set(&mut options.task, Task::CheckConfig, switch()?),
             "version" => set(&mut options.task, Task::Version, switch()?),
@@ -144,6 +160,18 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Optio
         }
     }
     Ok(options)
+}
+
+/// An address to serve at; an empty one is none.
+fn address(flag: &str, value: String) -> Result<Option<Address>, Error> {
+    match Address::parse(&value) {
+        Some(address) => Ok(Some(address)),
+        None if value.is_empty() => Ok(None),
+        None => {
+            let expected = "an address such as 127.0.0.1:9808, :9808 or unix:/run/x.sock";
+            Err(Error::Value { flag: flag.to_owned(), value, expected })
+        }
+    }
 }
 
 fn set(task: &mut Task, to: Task, given: bool) {
@@ -166,7 +194,25 @@ mod tests {
     use super::*;
 
     fn options(line: &str) -> Result<Options, Error> {
-        parse(line.split_whitespace().map(str::to_owned))
+        parse(line.split_whitespace().map(str::to_owned), None)
+    }
+
+    #[test]
+    fn the_flag_overrules_the_environment() {
+        let address = |line: &str, variable: Option<&str>| {
+            let arguments = line.split_whitespace().map(str::to_owned);
+            parse(arguments, variable.map(str::to_owned)).map(|options| options.status_address)
+        };
+        let port = Address::parse(":9808");
+        assert_eq!(address("", None), Ok(None));
+        assert_eq!(address("", Some(":9808")), Ok(port.clone()));
+        assert_eq!(address("-status-address :9808", Some(":1")), Ok(port));
+        assert_eq!(address("-status-address=", Some(":1")), Ok(None));
+        let text = address("", Some("9808")).unwrap_err().to_string();
+        assert!(
+            text.starts_with("flag SRIOV_DEVICE_PLUGIN_STATUS_ADDRESS: \"9808\" is not an address"),
+            "{text}"
+        );
     }
 
     #[test]

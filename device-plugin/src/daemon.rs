@@ -20,6 +20,7 @@ use crate::device::Device;
 use crate::discovery::{self, DefaultRoutes};
 use crate::kubelet::{Endpoint, Granter, Patience, sweep_sockets};
 use crate::pool::{self, Pool};
+use crate::status::{self, Address, Status, View};
 use crate::{cdi, device_info};
 
 /// How long events may gather before they are looked at: a change of `sriov_numvfs` makes hundreds.
@@ -51,6 +52,9 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
     let changes = Changes::new(&options.config_file);
     let mut daemon = Daemon::new(options, conf, changes);
     daemon.sweep_sockets();
+    if let Some(address) = options.status_address.clone() {
+        daemon.serve_status(address);
+    }
     daemon.scan(KUBELET_LIMIT).await;
     let mut scan_at = None;
     let mut regular_at = Instant::now() + REGULARLY;
@@ -120,7 +124,7 @@ struct Served {
 struct Daemon {
     config_file: PathBuf,
     resource_prefix: String,
-    conf: Conf,
+    conf: Arc<Conf>,
     configuration_changed: bool,
     /// Why the present configuration file is not in use, so that it is said once.
     rejected: Option<String>,
@@ -134,6 +138,7 @@ struct Daemon {
     swept: BTreeSet<Resource>,
     started: SystemTime,
     served: BTreeMap<Resource, Served>,
+    view: watch::Sender<Option<Arc<View>>>,
 }
 
 impl Daemon {
@@ -141,6 +146,7 @@ impl Daemon {
         let places = options.places.clone();
         let granter = Granter {
             sysfs: Sysfs::new(&places.sysfs),
+            metrics: Arc::default(),
             device_info: device_info::Directory::new(places.device_info.clone()),
             cdi: options.use_cdi.then(|| cdi::Directory::new(places.cdi.clone())),
             places,
@@ -148,7 +154,7 @@ impl Daemon {
         Self {
             config_file: options.config_file.clone(),
             resource_prefix: options.resource_prefix.clone(),
-            conf,
+            conf: Arc::new(conf),
             configuration_changed: false,
             rejected: None,
             changes,
@@ -159,7 +165,17 @@ impl Daemon {
             swept: BTreeSet::new(),
             started: SystemTime::now(),
             served: BTreeMap::new(),
+            view: watch::Sender::new(None),
         }
+    }
+
+    fn serve_status(&self, address: Address) {
+        let status = Status {
+            view: self.view.subscribe(),
+            metrics: self.granter.metrics.clone(),
+            pod_resources: self.granter.places.pod_resources_socket(),
+        };
+        tokio::spawn(status::serve(address, Arc::new(status)));
     }
 
     /// Removes what a killed process left of resources that are no longer configured.
@@ -184,16 +200,19 @@ impl Daemon {
         match config::load(&self.config_file, &self.resource_prefix) {
             Ok((conf, suspicions)) => {
                 self.rejected = None;
-                if conf != self.conf {
+                self.granter.metrics.in_use();
+                if conf != *self.conf {
                     tracing::info!(pools = conf.pools.len(), "configuration changed");
                     warn_of(&self.config_file, &suspicions);
-                    self.conf = conf;
+                    self.conf = Arc::new(conf);
+                    self.granter.metrics.reloaded();
                 }
             }
             Err(error) => {
                 let error = error.to_string();
                 if self.rejected.as_ref() != Some(&error) {
                     tracing::error!(error, "keeping the old configuration");
+                    self.granter.metrics.rejected();
                 }
                 self.rejected = Some(error);
             }
@@ -205,7 +224,9 @@ impl Daemon {
         self.ask_kubelet(kubelet_limit).await;
         self.ask_for_routes().await;
         let (sysfs, routes) = (self.granter.sysfs.clone(), self.default_routes.clone());
+        let started = Instant::now();
         let scanned = tokio::task::spawn_blocking(move || discovery::scan(&sysfs, &routes)).await;
+        self.granter.metrics.scanned(started.elapsed(), matches!(scanned, Ok(Ok(_))));
         match scanned {
             Ok(Ok(devices)) => self.publish(devices),
             Ok(Err(error)) => tracing::error!(%error, "cannot scan the devices; keeping the old list"),
@@ -240,10 +261,10 @@ impl Daemon {
         }
     }
 
-    fn publish(&mut self, devices: Vec<Device>) {
+    fn publish(&mut self, devices: Vec<Arc<Device>>) {
         let nothing = Allocations::default();
         let allocations = self.allocations.as_ref().unwrap_or(&nothing);
-        let (pools, _) = pool::sort(&self.conf, devices, allocations);
+        let (pools, _) = pool::sort(&self.conf, &devices, allocations);
         let wanted: BTreeSet<&Resource> = pools.iter().map(|pool| &pool.conf.resource).collect();
         let gone: Vec<Resource> =
             self.served.keys().filter(|resource| !wanted.contains(resource)).cloned().collect();
@@ -251,6 +272,7 @@ impl Daemon {
             if let Some(served) = self.served.remove(&resource) {
                 tracing::info!(%resource, "no longer configured");
                 served.stop.cancel();
+                self.granter.metrics.forget(&resource);
             }
         }
         for pool in pools {
@@ -270,6 +292,8 @@ impl Daemon {
                 }
             }
         }
+        let (conf, allocations) = (self.conf.clone(), self.allocations.clone().unwrap_or_default());
+        self.view.send_replace(Some(Arc::new(View { conf, devices, allocations, scanned: Instant::now() })));
     }
 
     fn serve(&self, pool: Pool) -> Served {

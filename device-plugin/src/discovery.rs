@@ -1,6 +1,7 @@
 //! Finds the devices of the machine in sysfs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use host::sysfs::{AuxiliaryDevice, PciDevice, Sysfs, SysfsError, VdpaDevice};
 use host::{Netlink, PciAddress};
@@ -26,7 +27,7 @@ pub(crate) async fn default_routes(netlink: &Netlink) -> Result<DefaultRoutes, h
 ///
 /// A device that goes away or fails while it is looked at is left out: the event that its going made, or the next
 /// scan, puts it right.
-pub(crate) fn scan(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Vec<Device>, SysfsError> {
+pub(crate) fn scan(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Vec<Arc<Device>>, SysfsError> {
     let mut functions = Vec::new();
     for function in sysfs.pci_devices()? {
         let kind = match function.class().map(|class| class >> 16) {
@@ -45,13 +46,13 @@ pub(crate) fn scan(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Vec<
     let mut devices = Vec::new();
     for (kind, function) in &functions {
         match scan.pci(*kind, function) {
-            Ok(device) => devices.push(device),
+            Ok(device) => devices.push(Arc::new(device)),
             Err(error) => skipped(function, &error),
         }
         let children = auxiliary.iter().filter(|child| child.parent() == function.address());
         for child in children.filter(|_| *kind == DeviceType::NetDevice) {
             match scan.auxiliary(function, child) {
-                Ok(device) => devices.push(device),
+                Ok(device) => devices.push(Arc::new(device)),
                 Err(error) => tracing::warn!(device = child.name(), %error, "left out of this scan"),
             }
         }
@@ -250,11 +251,11 @@ mod tests {
 
     use super::*;
 
-    fn scanned(fake: &FakeSysfs) -> Vec<Device> {
+    fn scanned(fake: &FakeSysfs) -> Vec<Arc<Device>> {
         scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap()
     }
 
-    fn find<'a>(devices: &'a [Device], id: &str) -> &'a Device {
+    fn find<'a>(devices: &'a [Arc<Device>], id: &str) -> &'a Device {
         devices.iter().find(|device| device.id == id).unwrap()
     }
 
@@ -299,7 +300,8 @@ mod tests {
             fake.pci(address).attribute("class", class).driver("d");
         }
         fake.pci("0000:04:00.0").attribute("class", "nonsense");
-        let kinds: Vec<_> = scanned(&fake).into_iter().map(|device| (device.id, device.kind)).collect();
+        let kinds: Vec<_> =
+            scanned(&fake).into_iter().map(|device| (device.id.clone(), device.kind)).collect();
         assert_eq!(
             kinds,
             [

@@ -75,7 +75,8 @@ impl Report {
             |index: usize| conf.pools.get(index).map_or_else(String::new, |pool| pool.resource.to_string());
         let lines = verdicts.into_iter().map(|Verdict { device, pool, left_out }| {
             let offer = pool.and_then(|index| pools.get(index)?.offers.get(&device.id));
-            let Device { id, pf, pf_name, number, driver, numa_node, iommu_group, .. } = device;
+            let Device { id, pf, pf_name, number, driver, numa_node, iommu_group, .. } =
+                Device::clone(&device);
             // Where the device is in a pool, the pools before it are of no interest.
             let left_out = left_out.into_iter().filter(|_| pool.is_none());
             Line {
@@ -89,14 +90,14 @@ impl Report {
                 pf,
                 pf_name,
                 number,
-                vendor: device.vendor,
-                device: device.device,
+                vendor: device.vendor.clone(),
+                device: device.device.clone(),
                 driver,
                 numa_node,
                 iommu_group,
-                netdevs: device.netdevs,
+                netdevs: device.netdevs.clone(),
                 carrier: device.carrier,
-                rdma: device.rdma,
+                rdma: device.rdma.clone(),
             }
         });
         let gone = pools.iter().flat_map(|pool| {
@@ -202,7 +203,7 @@ mod tests {
         let (conf, _) = parse(conf, "intel.com").unwrap();
         let held = Allocations::with("intel.com/dpdk", &["0000:3b:10.2", "0000:3b:10.6"]);
         let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
-        let (pools, verdicts) = sort(&conf, devices, &held);
+        let (pools, verdicts) = sort(&conf, &devices, &held);
         let report = Report::new(&conf, &pools, verdicts, &held);
         let expected = "\
 intel.com/net: 1 of type netDevice, 1 healthy, 0 held

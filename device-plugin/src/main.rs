@@ -18,16 +18,19 @@ mod places;
 mod pool;
 mod public_file;
 mod selector;
+mod status;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use host::{Netlink, Sysfs};
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use allocations::Allocations;
 use cli::{Options, Output, Task};
-use config::{Conf, Fault};
-use explain::Report;
+use config::Fault;
+use status::View;
 
 /// As Go's `flag` package ends a program whose command line it cannot understand.
 const USAGE_ERROR: u8 = 2;
@@ -50,7 +53,7 @@ enum Error {
 }
 
 fn main() -> ExitCode {
-    let options = match cli::parse(std::env::args().skip(1)) {
+    let options = match cli::parse(std::env::args().skip(1), std::env::var(cli::STATUS_ADDRESS).ok()) {
         Ok(options) => options,
         Err(error) => {
             eprintln!("sriov-device-plugin: {error}");
@@ -81,7 +84,7 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
         Task::Serve => runtime.block_on(daemon::run(options))?,
         Task::Explain => {
             let look = runtime.block_on(Look::take(options))?;
-            let report = Report::new(&look.conf, &look.pools, look.verdicts, &look.allocations);
+            let report = look.view.report();
             match options.output {
                 Output::Text => print!("{report}"),
                 Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -89,7 +92,9 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
         }
         Task::CheckConfig => {
             let look = runtime.block_on(Look::take(options))?;
-            let findings = check::findings(&look.conf, &look.suspicions, &look.pools, &look.verdicts);
+            let View { conf, devices, allocations, .. } = &look.view;
+            let (pools, verdicts) = pool::sort(conf, devices, allocations);
+            let findings = check::findings(conf, &look.suspicions, &pools, &verdicts);
             for finding in &findings {
                 println!("{}:{finding}", options.config_file.display());
             }
@@ -105,11 +110,8 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
 
 /// One look at configuration, machine and kubelet.
 struct Look {
-    conf: Conf,
+    view: View,
     suspicions: Vec<Fault>,
-    pools: Vec<pool::Pool>,
-    verdicts: Vec<pool::Verdict>,
-    allocations: Allocations,
 }
 
 impl Look {
@@ -119,7 +121,7 @@ impl Look {
         let devices = discovery::scan(&Sysfs::new(&options.places.sysfs), &routes)?;
         // Without a kubelet nothing is held.
         let allocations = Allocations::read(&options.places.pod_resources_socket()).await.unwrap_or_default();
-        let (pools, verdicts) = pool::sort(&conf, devices, &allocations);
-        Ok(Self { conf, suspicions, pools, verdicts, allocations })
+        let view = View { conf: Arc::new(conf), devices, allocations, scanned: Instant::now() };
+        Ok(Self { view, suspicions })
     }
 }

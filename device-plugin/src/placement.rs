@@ -55,7 +55,7 @@ impl Pool {
     /// Devices that share an IOMMU group go to one container whenever the choice allows it, because only one
     /// process can own a group. Beyond that the pool's placement decides, and the name where all else is equal.
     pub(crate) fn prefer(&self, available: &[String], required: &[String], size: usize) -> Vec<String> {
-        let device = |id: &str| self.offers.get(id).and_then(|offer| offer.device.as_ref());
+        let device = |id: &str| self.offers.get(id).and_then(|offer| offer.device.as_deref());
         let (mut chosen, mut taken) = (Vec::new(), Tally::default());
         let (mut free, mut left) = (BTreeMap::new(), Tally::default());
         for id in required {
@@ -135,7 +135,7 @@ mod tests {
         let text = format!(r#"{{"resourceList": [{{"resourceName": "a", "placement": "{placement}"}}]}}"#);
         let (conf, _) = parse(&text, "intel.com").unwrap();
         let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
-        sort(&conf, devices, &Allocations::default()).0.remove(0)
+        sort(&conf, &devices, &Allocations::default()).0.remove(0)
     }
 
     fn preferred(pool: &Pool, required: &[&str], size: usize) -> String {

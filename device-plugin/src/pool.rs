@@ -73,7 +73,7 @@ impl Serialize for Illness {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
     /// `None` if it is gone, and only a container's hold on it keeps it in the list.
-    pub(crate) device: Option<Device>,
+    pub(crate) device: Option<Arc<Device>>,
     /// Index of the selector that took it.
     pub(crate) selector: usize,
     pub(crate) illness: Option<Illness>,
@@ -115,7 +115,7 @@ impl Pool {
 /// Where a device ended up, for those who want to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    pub(crate) device: Device,
+    pub(crate) device: Arc<Device>,
     /// Index of the pool that has it.
     pub(crate) pool: Option<usize>,
     /// Why it is not in the pools before that one, or in any.
@@ -128,7 +128,7 @@ pub(crate) struct Verdict {
 /// kubelet forgets a pod's device that disappears from the list.
 pub(crate) fn sort(
     conf: &Conf,
-    devices: Vec<Device>,
+    devices: &[Arc<Device>],
     allocations: &Allocations,
 ) -> (Vec<Pool>, Vec<Verdict>) {
     let mut pools: Vec<Pool> = conf.pools.iter().cloned().map(Pool::new).collect();
@@ -146,8 +146,8 @@ pub(crate) fn sort(
             if holder.is_some_and(|holder| holder != index) {
                 continue;
             }
-            let (selector, illness) = match pool.conf.fits(&device) {
-                Ok(selector) => (selector, carrier(&pool.conf, &device)),
+            let (selector, illness) = match pool.conf.fits(device) {
+                Ok(selector) => (selector, carrier(&pool.conf, device)),
                 Err(reason) if holder.is_some() => unfit(&pool.conf, reason),
                 Err(reason) => {
                     left_out.push((index, reason));
@@ -159,7 +159,7 @@ pub(crate) fn sort(
             taken = Some(index);
             break;
         }
-        verdicts.push(Verdict { device, pool: taken, left_out });
+        verdicts.push(Verdict { device: device.clone(), pool: taken, left_out });
     }
     for (id, index) in held {
         let gone = Offer { device: None, selector: 0, illness: Some(Illness::Gone) };
@@ -232,7 +232,7 @@ mod tests {
 
     fn sorted(fake: &FakeSysfs, conf: &str, allocations: &Allocations) -> (Vec<Pool>, Vec<Verdict>) {
         let (conf, _) = parse(&format!("{{\"resourceList\": [{conf}]}}"), "intel.com").unwrap();
-        sort(&conf, scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap(), allocations)
+        sort(&conf, &scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap(), allocations)
     }
 
     fn names(pool: &Pool) -> Vec<&str> {
@@ -309,7 +309,7 @@ mod tests {
             (r#"{"resourceList": [{"resourceName": "a", "offerInUse": true}]}"#, 1),
         ] {
             let (conf, _) = parse(conf, "intel.com").unwrap();
-            let (pools, _) = sort(&conf, devices(), &Allocations::default());
+            let (pools, _) = sort(&conf, &devices(), &Allocations::default());
             assert_eq!(pools[0].offers.len(), offered);
         }
     }

@@ -2,13 +2,15 @@
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use host::sysfs::fake::FakeSysfs;
 use kubelet_api::deviceplugin::device_plugin_client::DevicePluginClient;
-use kubelet_api::deviceplugin::{Empty, ListAndWatchResponse};
+use kubelet_api::deviceplugin::{AllocateRequest, ContainerAllocateRequest, Empty, ListAndWatchResponse};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::Streaming;
@@ -193,6 +195,55 @@ async fn what_a_killed_process_left_is_tidied_up() {
     let plugin = Plugin(node.command(&[]).spawn().unwrap());
     assert_eq!(node.list("vfs").await.next().await.len(), 2);
     assert!(!node.socket("old").exists());
+    plugin.stop();
+}
+
+#[tokio::test]
+async fn health_metrics_and_devices_can_be_asked_for() {
+    let node = Node::new();
+    node.configure(CONFIG);
+    let address = node.path("status.sock");
+    let flag = format!("-status-address=unix:{}", address.display());
+    let plugin = Plugin(node.command(&[&flag]).spawn().unwrap());
+    let get = |path: &str| {
+        let mut stream = UnixStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    until(|| address.exists() && node.socket("vfs").exists()).await;
+    assert!(get("/healthz").starts_with("HTTP/1.1 200 "));
+    let unready = get("/readyz");
+    assert!(unready.starts_with("HTTP/1.1 503 "), "{unready}");
+    assert!(unready.contains("kubelet does not listen to intel.com/vfs"), "{unready}");
+    assert!(get("/elsewhere").starts_with("HTTP/1.1 404 "));
+
+    let mut list = node.list("vfs").await;
+    list.next().await;
+    until(|| get("/readyz").starts_with("HTTP/1.1 200 ")).await;
+    let mut client = DevicePluginClient::new(kubelet_api::connect(&node.socket("vfs")).await.unwrap());
+    for id in ["0000:3b:10.0", "0000:3b:10.6"] {
+        let container = ContainerAllocateRequest { devices_ids: vec![id.to_owned()] };
+        let _ = client.allocate(AllocateRequest { container_requests: vec![container] }).await;
+    }
+    node.configure(r#"{"resourceList": 5}"#);
+    until(|| get("/metrics").contains("sriov_device_plugin_config_stale 1\n")).await;
+    let metrics = get("/metrics");
+    for line in [
+        "sriov_device_plugin_pools 1",
+        "sriov_device_plugin_devices{resource=\"intel.com/vfs\",health=\"healthy\"} 2",
+        "sriov_device_plugin_devices_held{resource=\"intel.com/vfs\"} 0",
+        "sriov_device_plugin_allocate_duration_seconds_count{resource=\"intel.com/vfs\"} 2",
+        "sriov_device_plugin_allocate_failures_total{resource=\"intel.com/vfs\"} 1",
+        "sriov_device_plugin_kubelet_listeners{resource=\"intel.com/vfs\"} 1",
+        "sriov_device_plugin_config_reload_failures_total 1",
+        "# TYPE sriov_vf_rx_bytes counter",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} in {metrics}");
+    }
+    assert!(get("/debug/devices").contains("├─ #0  0000:3b:10.0  igbvf  8086:10ca  -> intel.com/vfs"));
+    assert!(get("/debug/devices?output=json").contains("\"id\": \"0000:3b:10.1\""));
     plugin.stop();
 }
 

@@ -164,6 +164,7 @@ impl Endpoint {
         // However this function ends, the server ends with it.
         let _end = ending.drop_guard();
         tracing::info!(%resource, socket = %path.display(), ?mode, "serving");
+        self.granter.metrics.serving(resource);
 
         let mut session = Session::new(places, resource, name, mode, file, waits);
         loop {
@@ -188,7 +189,9 @@ impl Endpoint {
                     return Err(session.give_up(Lost::Refused(reason.unwrap_or_default())));
                 }
                 Ok(()) = listeners.changed() => {
-                    session.listeners_changed(*listeners.borrow_and_update());
+                    let count = *listeners.borrow_and_update();
+                    self.granter.metrics.listeners(resource, count);
+                    session.listeners_changed(count);
                 }
                 Some(result) = session.calls.join_next() => session.called(result),
                 () = until(session.announce_at) => session.announce(),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use host::Sysfs;
 use kubelet_api::deviceplugin::device_plugin_server::DevicePlugin;
@@ -29,11 +29,13 @@ use crate::cdi;
 use crate::device_info;
 use crate::places::Places;
 use crate::pool::Pool;
+use crate::status::Metrics;
 
 /// Gives devices out: what all services share.
 #[derive(Debug, Clone)]
 pub(crate) struct Granter {
     pub(crate) sysfs: Sysfs,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) places: Places,
     pub(crate) device_info: device_info::Directory,
     /// The directory of CDI specifications, if devices are given to the runtime by CDI name.
@@ -65,6 +67,21 @@ impl From<Error> for Status {
 }
 
 impl Granter {
+    /// Gives devices of `pool` to the containers of a pod.
+    fn give_all(&self, pool: &Pool, request: AllocateRequest) -> Result<AllocateResponse, Error> {
+        let resource = &pool.conf.resource;
+        let mut response = AllocateResponse::default();
+        for container in request.container_requests {
+            let devices = container.devices_ids.join(",");
+            let given = self.give(pool, &container.devices_ids);
+            response.container_responses.push(
+                given.inspect_err(|error| tracing::error!(%resource, devices, %error, "cannot allocate"))?,
+            );
+            tracing::info!(%resource, devices, "allocated");
+        }
+        Ok(response)
+    }
+
     /// Gives `ids` of `pool` to a container: looks everything up before anything is written.
     fn give(&self, pool: &Pool, ids: &[String]) -> Result<ContainerAllocateResponse, Error> {
         let resource = &pool.conf.resource;
@@ -196,20 +213,10 @@ impl DevicePlugin for Service {
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
         let pool = self.pool.borrow().clone();
-        let resource = &pool.conf.resource;
-        let mut response = AllocateResponse::default();
-        for container in request.into_inner().container_requests {
-            let devices = container.devices_ids.join(",");
-            match self.granter.give(&pool, &container.devices_ids) {
-                Ok(given) => response.container_responses.push(given),
-                Err(error) => {
-                    tracing::error!(%resource, devices, %error, "cannot allocate");
-                    return Err(error.into());
-                }
-            }
-            tracing::info!(%resource, devices, "allocated");
-        }
-        Ok(Response::new(response))
+        let started = Instant::now();
+        let given = self.granter.give_all(&pool, request.into_inner());
+        self.granter.metrics.allocated(&pool.conf.resource, started.elapsed(), given.is_ok());
+        Ok(Response::new(given?))
     }
 
     async fn pre_start_container(

@@ -68,6 +68,7 @@ impl Node {
         let endpoint = Endpoint {
             pool: self.pool.subscribe(),
             granter: Arc::new(Granter {
+                metrics: Arc::default(),
                 sysfs: self.fake.sysfs(),
                 places: self.places.clone(),
                 device_info: device_info::Directory::new(self.places.device_info.clone()),
@@ -104,7 +105,7 @@ impl Node {
 fn pool(fake: &FakeSysfs) -> Pool {
     let (conf, _) = parse(r#"{"resourceList": [{"resourceName": "vfs"}]}"#, "intel.com").unwrap();
     let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
-    sort(&conf, devices, &Allocations::default()).0.remove(0)
+    sort(&conf, &devices, &Allocations::default()).0.remove(0)
 }
 
 #[tokio::test]

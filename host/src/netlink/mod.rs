@@ -12,6 +12,7 @@ mod frame;
 mod link;
 mod route;
 mod vf;
+mod vf_counters;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub use events::{Event, Events, Group};
 pub use link::Link;
 pub use route::Route;
 pub use vf::{UnknownVfOption, VfLinkState, VfOption, VfSetting, VfSettings, VfVlan, VlanProtocol};
+pub use vf_counters::VfCounters;
 
 use frame::Frame;
 

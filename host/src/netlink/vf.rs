@@ -13,10 +13,10 @@ use super::link::{RTM_GETLINK, RTM_SETLINK};
 use super::{Error, Netlink, Verb};
 use crate::MacAddress;
 
-const HEADER_LENGTH: usize = 16;
-const IFLA_VFINFO_LIST: u16 = 22;
-const IFLA_VF_INFO: u16 = 1;
-const IFLA_VF_MAC: u16 = 1;
+pub(super) const HEADER_LENGTH: usize = 16;
+pub(super) const IFLA_VFINFO_LIST: u16 = 22;
+pub(super) const IFLA_VF_INFO: u16 = 1;
+pub(super) const IFLA_VF_MAC: u16 = 1;
 const IFLA_VF_VLAN: u16 = 2;
 const IFLA_VF_SPOOFCHK: u16 = 4;
 const IFLA_VF_LINK_STATE: u16 = 5;
