@@ -5,9 +5,11 @@
 //! is where the kernel is known to have them all.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+use cni::Command::Add;
+use cni::exec::Environment;
 use cni::{Attachment, CniResult, NetworkList, Object, Runtime, Version};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -147,6 +149,22 @@ fn cycle(node: &Node, list: &NetworkList, seen: impl Fn(&CniResult)) {
     assert!(runtime.cache().attachments(None).unwrap().is_empty());
 }
 
+/// A program that runs as long as this value lives.
+struct Running(std::process::Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The versions the installed plugins speak (Debian's stop at 1.0.0).
 fn versions() -> Vec<Version> {
     cni::exec::versions(&plugins().join("bridge")).unwrap()
@@ -176,6 +194,134 @@ fn bridge_and_host_local_in_every_version() {
             });
         });
     }
+}
+
+/// What the reference prints is read and printed again byte for byte, in every version; so is what it prints of a
+/// previous result that we print.
+#[test]
+fn results_are_spelt_as_the_reference_spells_them() {
+    let host_local = r#""ipam":{"type":"host-local","dataDir":"DATA","ranges":[[{"subnet":"10.7.0.0/24"}],
+        [{"subnet":"fd07::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"fd08::/64","gw":"fd07::9"}],
+        "resolvConf":"DATA.resolv"}"#;
+    let fixed = r#""ipam":{"type":"static","addresses":[{"address":"10.7.0.5/24","gateway":"10.7.0.1"}],
+        "dns":{"nameservers":["10.7.0.1"],"domain":"local","search":["a.local"],"options":["ndots:2"]}}"#;
+    for (plugin, ipam) in [
+        (r#""type":"bridge","bridge":"br7","isGateway":true"#, host_local),
+        (r#""type":"bridge","bridge":"br7""#, fixed),
+        (r#""type":"ptp""#, host_local),
+        (r#""type":"macvlan","master":"master0""#, fixed),
+        (r#""type":"host-local""#, host_local),
+        (r#""type":"static""#, fixed),
+        (r#""type":"loopback""#, r#""x":1"#),
+    ] {
+        // loopback prints the shape of 1.0.0 whatever it is asked for.
+        let is_faithful = |version: &Version| *version >= Version::V1_0_0 || !plugin.contains("loopback");
+        for version in versions().into_iter().filter(is_faithful) {
+            Node::run(|node| {
+                ip(None, "link add master0 type veth peer name wire0");
+                let data = node.directory.path().join("data").display().to_string();
+                std::fs::write(format!("{data}.resolv"), "nameserver 10.7.0.1\nsearch a b\noptions x\n")
+                    .unwrap();
+                let text = format!(r#"{{"cniVersion":"{version}","name":"net",{plugin},{ipam}}}"#);
+                let mut config = Object::parse(text.replace("DATA", &data).as_bytes()).unwrap();
+                let kind: String = config.decode("type").unwrap().unwrap();
+                let add = |kind: &str, config: &Object| {
+                    let environment = Environment {
+                        container_id: "c0ffee",
+                        netns: Some(&node.container.path),
+                        ifname: if kind == "loopback" { "lo" } else { "net1" },
+                        args: "",
+                        path: &[plugins()],
+                    };
+                    cni::exec::run(&plugins().join(kind), Add, &environment, &config.to_vec()).unwrap()
+                };
+                let printed = add(&kind, &config);
+                let result = CniResult::parse(&printed, version).unwrap();
+                let again = result.to_json(version).unwrap();
+                // The reference's library leaves an empty `dns` out since it knows 1.1.0; the plugins may be older.
+                let empty = if version >= Version::V1_0_0 { ",\n    \"dns\": {}" } else { "none" };
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().replace(empty, "");
+                assert_eq!(text(&again), text(&printed), "{kind} {version}");
+
+                // sbr, tuning and the like pass the previous result on.
+                if version >= Version::V0_3_0 && kind == "macvlan" {
+                    config.set("type", "tuning").unwrap();
+                    config.set("prevResult", &result.to_object(version).unwrap()).unwrap();
+                    assert_eq!(text(&add("tuning", &config)), text(&printed), "tuning {version}");
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn dhcp_with_its_daemon_and_a_server() {
+    Node::run(|node| {
+        let path = |name: &str| node.directory.path().join(name).display().to_string();
+        ip(None, "link add br9 type bridge");
+        ip(None, "address add 10.5.0.1/24 dev br9");
+        ip(None, "link set br9 up");
+        let (conf, leases, socket) = (path("udhcpd.conf"), path("leases"), path("dhcp.sock"));
+        std::fs::write(&leases, "").unwrap();
+        let text = format!(
+            "start 10.5.0.20\nend 10.5.0.20\ninterface br9\nlease_file {leases}\npidfile {}\nopt subnet 255.255.255.0\n\
+             opt router 10.5.0.1\nopt lease 600\n",
+            path("pid")
+        );
+        std::fs::write(&conf, text).unwrap();
+        let _server = Running::start(Command::new("busybox").args(["udhcpd", "-f", &conf]));
+        let _daemon =
+            Running::start(Command::new(plugins().join("dhcp")).args(["daemon", "-socketpath", &socket]));
+        while !Path::new(&socket).exists() {
+            std::thread::yield_now();
+        }
+        let list = node.list(&format!(
+            r#"{{"cniVersion":"1.0.0","name":"net","plugins":[{{"type":"bridge","bridge":"br9",
+                "ipam":{{"type":"dhcp","daemonSocketPath":"{socket}"}}}}]}}"#
+        ));
+        // Its CHECK and second DEL ask the daemon for a lease that is gone.
+        let runtime = node.runtime();
+        let result = runtime.add(&list, &node.attachment()).unwrap();
+        assert_eq!(result.ips[0].address.to_string(), "10.5.0.20/24");
+        assert_eq!(result.ips[0].gateway, Some("10.5.0.1".parse().unwrap()));
+        assert!(node.addresses().contains("10.5.0.20/24"));
+        runtime.del(&list, &node.attachment()).unwrap();
+        assert!(!node.addresses().contains("net1"));
+    });
+}
+
+#[test]
+fn portmap_and_firewall_program_the_host() {
+    Node::run(|node| {
+        let list = node.list(
+            r#"{"cniVersion":"1.0.0","name":"net","plugins":[
+                {"type":"bridge","bridge":"br8","isGateway":true,
+                 "ipam":{"type":"host-local","dataDir":"DATA","subnet":"10.8.0.0/24"}},
+                {"type":"portmap","capabilities":{"portMappings":true},"snat":true},
+                {"type":"firewall","backend":"iptables"}]}"#,
+        );
+        let mut attachment = node.attachment();
+        attachment.capabilities =
+            Object::parse(br#"{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}"#)
+                .unwrap();
+        let rules = || {
+            let of = |table: &str| {
+                let output = Command::new("iptables-save").args(["-t", table]).output().unwrap();
+                String::from_utf8(output.stdout).unwrap()
+            };
+            of("nat") + &of("filter")
+        };
+        let runtime = node.runtime();
+        runtime.add(&list, &attachment).unwrap();
+        let added = rules();
+        assert!(added.contains("--to-destination 10.8.0.2:80"), "{added}");
+        assert!(added.contains("-s 10.8.0.2/32"), "{added}");
+        for _ in 0..2 {
+            runtime.del(&list, &attachment).unwrap();
+        }
+        let left = rules();
+        assert!(!left.contains("10.8.0.2"), "{left}");
+    });
 }
 
 #[test]
