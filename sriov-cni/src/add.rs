@@ -25,6 +25,7 @@ use crate::vf::Vf;
 pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> Result<CniResult, Error> {
     let conf = Conf::parse(&request.config, &request.args)?;
     let netns = Netns::open(request.require_netns()?)?;
+    Vf::refuse_others(machine, conf.device)?;
     state.prepare()?;
     let _lock = state.lock(conf.device)?;
 

@@ -58,17 +58,23 @@ impl Vf {
         Ok(Some(Self { device, driver, incarnation, pf }))
     }
 
-    /// The VF at `address`, for an ADD.
-    pub(crate) async fn require(machine: &Machine, address: PciAddress) -> Result<Self, Error> {
-        let refused = |reason: &str| Error::Device { device: address, reason: reason.to_owned() };
-        let vf = Self::find(machine, address).await?.ok_or_else(|| {
-            refused("does not exist: failed to get VF information; were the VFs made anew after the device plugin saw them?")
-        })?;
-        let capability = vf.device.total_vfs().map_err(|source| Error::Sysfs { device: address, source })?;
-        if capability.is_some() {
-            return Err(refused("is a physical function; deviceID must name one of its VFs"));
+    /// Refuses an address that is not a VF's, looking only at sysfs.
+    pub(crate) fn refuse_others(machine: &Machine, address: PciAddress) -> Result<(), Error> {
+        let sysfs = |source| Error::Sysfs { device: address, source };
+        let device = match machine.sysfs.pci_device(address) {
+            Err(SysfsError::NoSuchDevice { .. }) => return Err(gone(address)),
+            found => found.map_err(sysfs)?,
+        };
+        if device.total_vfs().map_err(sysfs)?.is_some() {
+            let reason = "is a physical function; deviceID must name one of its VFs".to_owned();
+            return Err(Error::Device { device: address, reason });
         }
-        Ok(vf)
+        Ok(())
+    }
+
+    /// The VF at `address`, which there must be.
+    pub(crate) async fn require(machine: &Machine, address: PciAddress) -> Result<Self, Error> {
+        Self::find(machine, address).await?.ok_or_else(|| gone(address))
     }
 
     pub(crate) fn address(&self) -> PciAddress {
@@ -198,6 +204,11 @@ impl Vf {
     }
 }
 
+fn gone(device: PciAddress) -> Error {
+    let reason = "does not exist: failed to get VF information; were the VFs made anew after the device plugin saw them?";
+    Error::Device { device, reason: reason.to_owned() }
+}
+
 async fn find_pf(machine: &Machine, vf: &PciDevice) -> Result<Option<Pf>, Error> {
     let sysfs = |source| Error::Sysfs { device: vf.address(), source };
     let Some(pf) = vf.physfn().map_err(sysfs)? else { return Ok(None) };
@@ -206,4 +217,38 @@ async fn find_pf(machine: &Machine, vf: &PciDevice) -> Result<Option<Pf>, Error>
     let Some(link) = machine.netlink.link_by_name(&name).await? else { return Ok(None) };
     let driver = pf.driver().map_err(sysfs)?.unwrap_or_default();
     Ok(Some(Pf { name, index: link.index, mtu: link.mtu, driver, vf: number }))
+}
+
+#[cfg(test)]
+mod tests {
+    use host::sysfs::fake::FakeSysfs;
+
+    use super::*;
+
+    #[test]
+    fn drivers_for_user_space_are_known_by_what_they_make() {
+        let address: PciAddress = "0000:3b:02.1".parse().unwrap();
+        for (driver, made, is_userspace) in [
+            ("vfio-pci", None, true),
+            ("mlx5_vfio_pci", Some("vfio-dev/vfio7/uevent"), true),
+            ("of-the-future", Some("vfio-dev/vfio7/uevent"), true),
+            ("of-the-future", Some("uio/uio0/name"), true),
+            // Before Linux 6.1 there is no such directory.
+            ("mlx5-vfio-pci", None, true),
+            ("igb_uio", None, true),
+            ("iavf", None, false),
+            ("mlx5_core", Some("infiniband/mlx5_2/node_type"), false),
+        ] {
+            let fake = FakeSysfs::new();
+            let function = fake.pci(&address.to_string()).driver(driver);
+            if let Some(made) = made {
+                function.attribute(made, "");
+            }
+            let device = fake.sysfs().pci_device(address).unwrap();
+            let bound = device.driver().unwrap();
+            let vf = Vf { device, driver: bound, incarnation: 0, pf: None };
+            let found = vf.userspace_driver().unwrap();
+            assert_eq!(found.as_deref(), is_userspace.then_some(driver), "{driver} {made:?}");
+        }
+    }
 }
