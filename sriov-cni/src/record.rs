@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use host::netlink::{Link, VfOption, VfSettings};
+use host::netlink::{Link, VfLinkState, VfOption, VfSetting, VfSettings, VfVlan};
 use host::{MacAddress, NetnsId, PciAddress};
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,23 @@ pub struct Baseline {
     pub netdev: Option<NetdevBaseline>,
 }
 
+impl Baseline {
+    /// What an option is to be put back to. For one that the PF's driver does not report that is the value a VF starts
+    /// with, lest the next container keep what this one was granted.
+    #[must_use]
+    pub fn setting(&self, option: VfOption) -> Option<VfSetting> {
+        let reported = self.vf.as_ref()?.get(option);
+        reported.or(match option {
+            VfOption::Mac => None,
+            VfOption::Vlan => Some(VfSetting::Vlan(VfVlan::default())),
+            VfOption::Rate => Some(VfSetting::Rate { min: 0, max: 0 }),
+            VfOption::Spoofchk => Some(VfSetting::Spoofchk(true)),
+            VfOption::Trust => Some(VfSetting::Trust(false)),
+            VfOption::LinkState => Some(VfSetting::LinkState(VfLinkState::Auto)),
+        })
+    }
+}
+
 /// The record of a VF.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -175,8 +192,6 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
-    use host::netlink::VfVlan;
-
     use super::*;
 
     fn record() -> Record {
@@ -217,6 +232,20 @@ mod tests {
     #[test]
     fn survives_the_disk() {
         assert_eq!(Record::parse(&record().to_json()), Ok(Some(record())));
+    }
+
+    #[test]
+    fn what_no_driver_reported_goes_back_to_how_a_vf_starts() {
+        let baseline = record().baseline;
+        for (option, setting) in [
+            (VfOption::Spoofchk, Some(VfSetting::Spoofchk(true))),
+            (VfOption::Trust, Some(VfSetting::Trust(false))),
+            (VfOption::LinkState, Some(VfSetting::LinkState(VfLinkState::Auto))),
+            (VfOption::Mac, None),
+        ] {
+            assert_eq!(baseline.setting(option), setting);
+        }
+        assert_eq!(Baseline::default().setting(VfOption::Trust), None, "nothing was set without a PF");
     }
 
     #[test]

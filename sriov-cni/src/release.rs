@@ -68,7 +68,7 @@ fn candidates(state: &State, request: &Request) -> Result<Vec<PciAddress>, Error
         let record = state.record(*device).ok().flatten();
         record.is_some_and(|record| record.owner.is(&request.container_id, &request.ifname))
     };
-    if named.iter().any(is_own) || cached.is_some() {
+    if cached.is_some() || named.iter().any(is_own) {
         return Ok(named);
     }
     Ok(state.devices()?.into_iter().filter(is_own).collect())

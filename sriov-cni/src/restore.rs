@@ -47,10 +47,10 @@ pub(crate) async fn restore(machine: &Machine, record: &Record, also: Option<&Pa
         }
         None => None,
     };
-    if record.changes.contains(&VfOption::Mac) {
-        restore_options(machine, &vf, record, &[VfOption::Mac], &mut errors).await;
-    }
     if let (Some(link), Some(baseline)) = (&home, &record.baseline.netdev) {
+        if record.changes.contains(&VfOption::Mac) && vf.pf.is_some() {
+            restore_options(machine, &vf, record, &[VfOption::Mac], &mut errors).await;
+        }
         restore_netdev(machine, link, baseline, &mut errors).await;
     }
     // Programs in the container may change the MAC that the PF reports, whether or not ADD did.
@@ -68,10 +68,17 @@ async fn restore_options(
     options: &[VfOption],
     errors: &mut Vec<Error>,
 ) {
-    let Some(baseline) = &record.baseline.vf else { return };
+    let baseline = &record.baseline;
+    if vf.pf.is_none() {
+        // What ADD set stands still, and will be seen again with the PF.
+        let left = options.iter().filter(|option| record.changes.contains(option));
+        let left = left.filter_map(|option| baseline.setting(*option)).map(|setting| setting.to_string());
+        errors.extend(left.map(|option| Error::NoPf { device: vf.address(), option }));
+        return;
+    }
     let differing = async || -> Result<Vec<VfSetting>, Error> {
         let Some(reported) = vf.settings(machine).await? else { return Ok(Vec::new()) };
-        let wanted = options.iter().filter_map(|option| baseline.get(*option));
+        let wanted = options.iter().filter_map(|option| baseline.setting(*option));
         Ok(wanted.filter(|wanted| reported.get(wanted.option()) != Some(*wanted)).collect())
     };
     let restored = async {
@@ -79,10 +86,16 @@ async fn restore_options(
         if differences.is_empty() {
             return Ok(());
         }
+        let is_reported = |option| baseline.vf.as_ref().is_some_and(|vf| vf.get(option).is_some());
         for setting in differences {
-            errors.extend(vf.set(machine, setting).await.err());
+            match vf.set(machine, setting).await {
+                // An option that the driver does not have was not set by ADD either.
+                Err(Error::Setting { cause, .. })
+                    if cause.is_unsupported() && !is_reported(setting.option()) => {}
+                made => errors.extend(made.err()),
+            }
         }
-        let wanted: Vec<_> = options.iter().filter_map(|option| baseline.get(*option)).collect();
+        let wanted: Vec<_> = options.iter().filter_map(|option| baseline.setting(*option)).collect();
         vf.await_settings(machine, &wanted).await
     };
     let result = restored.await;
