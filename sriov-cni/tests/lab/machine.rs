@@ -8,16 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// The program under test: the one built with these tests, or the one that PODRAIL_SRIOV names.
-fn program() -> String {
+pub(crate) fn program() -> String {
     std::env::var("PODRAIL_SRIOV").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sriov").to_owned())
 }
 
 pub(crate) const STATE: &str = "/var/lib/cni/sriov";
-const CNI_PATH: &str = "/usr/lib/cni";
+pub(crate) const CNI_PATH: &str = "/usr/lib/cni";
+
+/// igbvf looks every two seconds whether the PF is there, and resets itself if it was not. A reset that meets an
+/// interface just closed waits for ever, with the kernel's RTNL lock in its hands.
+pub(crate) const VF_RESET: Duration = Duration::from_secs(3);
 
 /// The VFs that tests hold. A test that makes VFs anew holds all of them.
 static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -125,6 +131,11 @@ impl Vf {
     pub(crate) fn driver(&self) -> Option<String> {
         let target = fs::read_link(self.sysfs().join("driver")).ok()?;
         Some(target.file_name().unwrap().to_str().unwrap().to_owned())
+    }
+
+    /// Whether it is bound to a driver for user space.
+    pub(crate) fn is_in_user_space(&self) -> bool {
+        self.driver().is_some_and(|driver| driver != "igbvf")
     }
 
     pub(crate) fn sysfs(&self) -> PathBuf {
@@ -270,6 +281,16 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// From exit code or signal, and what was printed.
+    pub(crate) fn new(end: Result<i32, Signal>, stdout: &[u8], stderr: &[u8]) -> Self {
+        Self {
+            success: end == Ok(0),
+            killed: end == Err(Signal::SIGKILL),
+            answer: serde_json::from_slice(stdout).unwrap_or(Value::Null),
+            log: String::from_utf8_lossy(stderr).into_owned(),
+        }
+    }
+
     /// The result of a call that must succeed.
     #[track_caller]
     pub(crate) fn ok(self) -> Value {
@@ -285,32 +306,37 @@ impl Outcome {
     }
 }
 
-/// Calls the program; `wrapper` goes in front of it (a tracer).
-pub(crate) fn call(command: &str, pod: &Pod, netns: &str, conf: &Value, wrapper: &[&str]) -> Outcome {
+/// The program, ready to be called; `wrapper` goes in front of it (to set a variable).
+pub(crate) fn command(verb: &str, pod: &Pod, netns: &str, wrapper: &[&str]) -> Command {
     let program = program();
     let line = [wrapper, &[&program]].concat();
-    let (program, arguments) = line.split_first().unwrap();
-    let mut child = Command::new(program)
+    let (first, arguments) = line.split_first().unwrap();
+    let mut command = Command::new(first);
+    command
         .args(arguments)
-        .env("CNI_COMMAND", command)
+        .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", &pod.name)
         .env("CNI_IFNAME", &pod.ifname)
         .env("CNI_NETNS", netns)
-        .env("CNI_PATH", CNI_PATH)
+        .env("CNI_PATH", CNI_PATH);
+    command
+}
+
+/// Calls the program.
+pub(crate) fn call(verb: &str, pod: &Pod, netns: &str, conf: &Value, wrapper: &[&str]) -> Outcome {
+    let mut child = command(verb, pod, netns, wrapper)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A program that is killed early does not read all of it.
-    let _ = child.stdin.take().unwrap().write_all(conf.to_string().as_bytes());
+    child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    Outcome {
-        success: output.status.success(),
-        killed: output.status.signal() == Some(9),
-        answer: serde_json::from_slice(&output.stdout).unwrap_or(Value::Null),
-        log: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    let end = match (output.status.code(), output.status.signal()) {
+        (Some(code), _) => Ok(code),
+        (None, signal) => Err(Signal::try_from(signal.unwrap()).unwrap()),
+    };
+    Outcome::new(end, &output.stdout, &output.stderr)
 }
 
 /// A `host-local` section with a store of its own, which must be empty in the end.

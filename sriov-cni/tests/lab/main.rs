@@ -6,16 +6,17 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a test that cannot go on has failed"
 )]
 
+mod containerd;
 mod crash;
 mod machine;
 mod netdevice;
 mod release;
 mod stress;
 mod takeover;
+mod trace;
 mod userspace;

@@ -1,8 +1,11 @@
 //! VFs as network interfaces of pods.
 
+use std::path::Path;
+use std::thread;
+
 use serde_json::{Value, json};
 
-use crate::machine::{Addresses, Pod, Vf, run};
+use crate::machine::{Addresses, Pod, STATE, VF_RESET, Vf, run};
 
 /// What `ip` shows of the interface in the pod.
 fn inside(vf: &Vf, pod: &Pod) -> Value {
@@ -50,6 +53,87 @@ fn every_option_is_set_and_taken_back() {
     }
 }
 
+/// Fault 6 of docs/sriov.md.
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn switches_mean_the_same_in_any_case() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    for (text, on) in [("on", true), ("ON", true), ("On", true), ("off", false), ("OFF", false)] {
+        let conf = vf.conf(&json!({"spoofchk": text, "trust": text}));
+        pod.add(&conf).ok();
+        let settings = vf.settings();
+        assert_eq!((&settings["spoofchk"], &settings["trust"]), (&json!(on), &json!(on)), "{text}");
+        pod.del(&conf).ok();
+        vf.assert_is(&before, text);
+    }
+    for text in ["true", "yes", "1"] {
+        for key in ["spoofchk", "trust"] {
+            let error = pod.add(&vf.conf(&json!({key: text}))).error();
+            assert!(error.contains(key) && error.contains(text), "{error}");
+        }
+    }
+}
+
+/// A PF whose interface is not in the host's namespace, as in a virtual machine there is none.
+struct Hidden<'a> {
+    pf: &'a str,
+    elsewhere: Pod,
+}
+
+impl<'a> Hidden<'a> {
+    fn new(pf: &'a str) -> Self {
+        let elsewhere = Pod::new();
+        run("ip", &["link", "set", pf, "netns", &elsewhere.name]);
+        elsewhere.ip(&["link", "set", pf, "up"]);
+        thread::sleep(VF_RESET);
+        Self { pf, elsewhere }
+    }
+}
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        self.elsewhere.ip(&["link", "set", self.pf, "netns", "1"]);
+        run("udevadm", &["settle"]);
+        run("ip", &["link", "set", self.pf, "up"]);
+        thread::sleep(VF_RESET);
+    }
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn without_its_pf_a_vf_has_an_interface_and_nothing_more() {
+    let vfs = Vf::take_all();
+    let (vf, pod, addresses) = (&vfs[0], Pod::new(), Addresses::new());
+    let before = vf.snapshot();
+    let with_vlan = vf.conf(&json!({"vlan": 100}));
+    let plain = vf.conf(&json!({"vlan": 0, "mtu": 1400, "ipam": addresses.ipam()}));
+
+    let hidden = Hidden::new(&vf.pf);
+    for keys in [json!({"vlan": 100}), json!({"trust": "on"}), json!({"max_tx_rate": 10})] {
+        let error = pod.add(&vf.conf(&keys)).error();
+        assert!(error.contains("physical function is not visible"), "{error}");
+        assert!(!vf.has_state());
+    }
+    let result = pod.add(&plain).ok();
+    assert_eq!(result["ips"][0]["address"], "192.0.2.2/24");
+    assert_eq!(inside(vf, &pod)["mtu"], 1400);
+    pod.del(&plain).ok();
+    assert!(!vf.has_state() && pod.is_empty() && addresses.held().is_empty());
+    drop(hidden);
+    vf.assert_is(&before, "attached and detached without a PF");
+
+    // A setting that cannot be taken back now is remembered until it can.
+    pod.add(&with_vlan).ok();
+    let hidden = Hidden::new(&vf.pf);
+    let error = pod.del(&with_vlan).error();
+    assert!(error.contains("physical function is not visible") && error.contains("vlan"), "{error}");
+    assert!(vf.has_state() && pod.is_empty());
+    drop(hidden);
+    pod.del(&with_vlan).ok();
+    vf.assert_is(&before, "the PF is back");
+}
+
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn the_result_names_the_device_in_the_newest_version() {
@@ -84,6 +168,7 @@ fn vlans_connect_and_separate() {
     }
 }
 
+/// Fault 2 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn a_refused_option_is_named_and_everything_undone() {
@@ -135,12 +220,14 @@ fn a_bad_configuration_touches_nothing() {
         assert!(error.contains(part), "{part:?} is not in {error:?}");
         vf.assert_is(&before, &error);
     }
+    assert!(!Path::new(STATE).join("pci/vf_lock/0000:ff:1f.7.lock").exists());
     let pf = std::fs::read_link(vf.sysfs().join("physfn")).unwrap();
     let pf = pf.file_name().unwrap().to_str().unwrap().to_owned();
     let error = pod.add(&vf.conf(&json!({"deviceID": pf}))).error();
     assert!(error.contains("is a physical function"), "{error}");
 }
 
+/// Fault 4 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn a_taken_name_in_the_pod_is_refused_and_its_holder_left_alone() {
@@ -234,6 +321,7 @@ fn an_untrusted_vf_takes_the_mac_and_gives_it_back() {
     }
 }
 
+/// Faults 5 and 8 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn neighbours_hear_of_the_address() {

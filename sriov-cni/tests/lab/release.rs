@@ -5,16 +5,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::machine::{Addresses, Pod, STATE, Vf, call, run};
+use crate::machine::{Addresses, Pod, STATE, VF_RESET, Vf, call, run};
 
 fn keys() -> Value {
     json!({"vlan": 100, "mac": "02:00:00:00:03:01", "trust": "on", "mtu": 1400})
 }
 
+/// Fault 7 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn del_works_whatever_became_of_the_namespace() {
@@ -42,6 +42,7 @@ fn del_works_whatever_became_of_the_namespace() {
     }
 }
 
+/// Fault 7 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn del_needs_nothing_of_the_configuration() {
@@ -88,6 +89,7 @@ fn del_of_another_attachment_changes_nothing() {
     vf.assert_is(&before, "after its own DEL");
 }
 
+/// Fault 9 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn a_vf_is_not_given_twice() {
@@ -110,6 +112,7 @@ fn a_vf_is_not_given_twice() {
     vf.assert_is(&before, "after both");
 }
 
+/// Fault 3 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn a_late_duplicate_del_leaves_the_next_pod_alone() {
@@ -152,6 +155,7 @@ fn a_late_duplicate_del_leaves_the_next_pod_alone() {
     vf.assert_is(&before, "after all");
 }
 
+/// Fault 3 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn del_looks_again_when_it_gets_the_lock() {
@@ -306,6 +310,7 @@ fn status_says_whether_add_can_be_served() {
     assert_eq!(failed.answer["code"], 50, "{failed:?}");
 }
 
+/// Fault 10 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn a_renamed_pf_and_vanished_vfs_are_no_obstacle() {
@@ -323,9 +328,7 @@ fn a_renamed_pf_and_vanished_vfs_are_no_obstacle() {
         let _ = Command::new("ip").args(["link", "property", "del", "dev", from, "altname", to]).output();
         run("ip", &["link", "set", from, "name", to]);
         run("ip", &["link", "set", to, "up"]);
-        // igbvf looks every two seconds whether the PF is there, and resets itself if it was not. A reset
-        // that meets an interface just closed waits for ever, with the kernel's RTNL lock in its hands.
-        thread::sleep(Duration::from_secs(3));
+        thread::sleep(VF_RESET);
     };
     rename(&vf.pf, "renamed");
     pod.del(&conf).ok();

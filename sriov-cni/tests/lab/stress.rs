@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 
 use crate::machine::{Pod, Vf};
 
-const VFS: usize = 3;
 const WORKERS: u64 = 4;
 const ROUNDS: usize = 50;
+/// Sandboxes that a worker has at once: together more than there are VFs, so that they get in one another's way.
+const SANDBOXES: usize = 6;
 
 /// A small generator (Knuth's MMIX constants), so that a failure can be repeated.
 struct Random(u64);
@@ -41,7 +42,7 @@ impl Sandbox {
     /// One random move. A runtime may repeat DEL, call it before ADD was answered, or remove the
     /// namespace first.
     fn act(&mut self, random: &mut Random) {
-        match random.below(6) {
+        match random.below(7) {
             0..=2 if !self.gone && !self.added => {
                 let outcome = self.pod.add(&self.conf);
                 assert!(outcome.success || outcome.answer["msg"].is_string(), "{outcome:?}");
@@ -50,6 +51,16 @@ impl Sandbox {
             3 if !self.gone => {
                 self.pod.vanish();
                 self.gone = true;
+                self.added = false;
+            }
+            4 => {
+                // A runtime that lost patience calls again while the first call is still at work.
+                std::thread::scope(|scope| {
+                    let del = || self.pod.del(&self.conf);
+                    for call in [scope.spawn(del), scope.spawn(del)] {
+                        call.join().unwrap().ok();
+                    }
+                });
                 self.added = false;
             }
             _ => {
@@ -63,7 +74,7 @@ impl Sandbox {
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn two_hundred_interleavings_leave_each_vf_one_pods_or_clean() {
-    let vfs = Vf::take_many(VFS);
+    let vfs = Vf::take_all();
     let befores: Vec<_> = vfs.iter().map(Vf::snapshot).collect();
     let survivors = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -73,7 +84,7 @@ fn two_hundred_interleavings_leave_each_vf_one_pods_or_clean() {
                 let mut random = Random(seed);
                 let mut sandboxes = Vec::new();
                 for _ in 0..ROUNDS {
-                    if sandboxes.len() < 4 {
+                    if sandboxes.len() < SANDBOXES {
                         sandboxes.push(Sandbox::new(vfs, &mut random));
                     }
                     let chosen = random.below(sandboxes.len());

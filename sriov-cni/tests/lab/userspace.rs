@@ -6,14 +6,26 @@ use serde_json::{Value, json};
 
 use crate::machine::{Addresses, Pod, Vf, run};
 
-/// A VF bound to `vfio-pci`, given back to its network driver at the end.
-struct Vfio(Vf);
+/// A VF bound to a driver for user space, given back to its network driver at the end.
+pub(crate) struct Vfio(Vf);
 
 impl Vfio {
-    fn take() -> Self {
+    pub(crate) fn take_many(count: usize) -> Vec<Self> {
+        let bound = |vf: Vf| {
+            vf.bind(Some("vfio-pci"));
+            Self(vf)
+        };
+        Vf::take_many(count).into_iter().map(bound).collect()
+    }
+
+    fn take_with(driver: &str) -> Self {
         let vf = Vf::take();
-        vf.bind(Some("vfio-pci"));
+        vf.bind(Some(driver));
         Self(vf)
+    }
+
+    pub(crate) fn vf(&self) -> &Vf {
+        &self.0
     }
 }
 
@@ -25,29 +37,32 @@ impl Drop for Vfio {
     }
 }
 
+/// Fault 1 of docs/sriov.md.
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn settings_are_made_and_taken_back_by_one_del() {
-    let (vfio, pod, addresses) = (Vfio::take(), Pod::new(), Addresses::new());
-    let vf = &vfio.0;
-    let before = vf.snapshot();
-    assert_eq!(before["netdev"], Value::Null);
-    let conf =
-        vf.conf(&json!({"vlan": 7, "mac": "02:00:00:00:02:01", "trust": "on", "ipam": addresses.ipam()}));
-    let result = pod.add(&conf).ok();
-    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:02:01");
-    assert_eq!(result["ips"][0]["address"], "192.0.2.2/24");
-    assert_eq!(vf.settings()["vlan_list"][0]["vlan"], 7);
-    assert!(pod.is_empty(), "addresses are told, not configured");
+    for driver in ["vfio-pci", "uio_pci_generic"] {
+        let (vfio, pod, addresses) = (Vfio::take_with(driver), Pod::new(), Addresses::new());
+        let vf = vfio.vf();
+        let before = vf.snapshot();
+        assert_eq!(before["netdev"], Value::Null);
+        let conf =
+            vf.conf(&json!({"vlan": 7, "mac": "02:00:00:00:02:01", "trust": "on", "ipam": addresses.ipam()}));
+        let result = pod.add(&conf).ok();
+        assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:02:01");
+        assert_eq!(result["ips"][0]["address"], "192.0.2.2/24");
+        assert_eq!(vf.settings()["vlan_list"][0]["vlan"], 7);
+        assert!(pod.is_empty(), "addresses are told, not configured");
 
-    // With the namespace alive: once is enough, and the VF can be had again at once.
-    pod.del(&conf).ok();
-    vf.assert_is(&before, "after DEL");
-    assert!(addresses.held().is_empty());
-    let next = Pod::new();
-    next.add(&conf).ok();
-    next.del(&conf).ok();
-    vf.assert_is(&before, "after the next pod");
+        // With the namespace alive: once is enough, and the VF can be had again at once.
+        pod.del(&conf).ok();
+        vf.assert_is(&before, &format!("{driver}: after DEL"));
+        assert!(addresses.held().is_empty());
+        let next = Pod::new();
+        next.add(&conf).ok();
+        next.del(&conf).ok();
+        vf.assert_is(&before, &format!("{driver}: after the next pod"));
+    }
 }
 
 #[test]
