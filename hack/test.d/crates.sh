@@ -55,7 +55,7 @@ smaller_than() {
 stage_size() {
     local program
     shipped_programs
-    for program in sriov multus multus-shim multus-daemon sriov-device-plugin; do
+    for program in sriov whereabouts multus multus-shim multus-daemon sriov-device-plugin; do
         check "$program is static" is_static "$REPO/target/programs/$program"
     done
     # Copied onto every node and started for every pod.

@@ -1,0 +1,233 @@
+//! ADD.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use cni::{CniResult, IpConfig, Request};
+use ipnet::IpNet;
+
+use crate::config::{Conf, Source};
+use crate::conversation::Conversation;
+use crate::error::Error;
+use crate::kubernetes::Kubernetes;
+use crate::ledger::{Demand, Holder, Use};
+use crate::pool::{Owner, Pool};
+use crate::range::Range;
+use crate::store::Store;
+use crate::sweep;
+
+/// How long ADD goes on while the API server does not answer: less than a runtime's own patience.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How many holders an exhausted range names.
+const NAMED: usize = 5;
+
+/// An ADD at work.
+struct Attach<'a> {
+    conf: &'a Conf,
+    store: &'a Store,
+    holder: Holder,
+    /// Made when it is needed: inside the node's block it is not.
+    kubernetes: Option<Kubernetes>,
+}
+
+/// An address that was given.
+struct Given<'a> {
+    source: &'a Source,
+    offset: u128,
+    fresh: bool,
+}
+
+/// Gives the attachment an address of each set of ranges, and those it asks for. Gives back what it got when it does
+/// not get all.
+pub(crate) async fn add(conf: &Conf, store: &Store, request: &Request) -> Result<CniResult, Error> {
+    if conf.pod.podref.is_empty() {
+        return Err(Error::NoPod);
+    }
+    let holder = Holder {
+        container: request.container_id.clone(),
+        ifname: request.ifname.clone(),
+        podref: conf.pod.podref.clone(),
+        uid: conf.pod.uid.clone(),
+        netns: request.netns.as_deref().map(|path| path.display().to_string()).unwrap_or_default(),
+        network: request.name.clone(),
+    };
+    let mut attach = Attach { conf, store, holder, kubernetes: None };
+    let mut given = Vec::new();
+    if let Err(error) = attach.all(&mut given).await {
+        for Given { source, offset, .. } in given.iter().filter(|given| given.fresh) {
+            store.with(&source.pool, |ledger, now| ledger.release(*offset, Duration::ZERO, now))?;
+        }
+        return Err(error);
+    }
+    let mut ips: Vec<IpConfig> = given.iter().filter_map(ip).collect();
+    ips.extend(conf.addresses.iter().cloned());
+    Ok(CniResult { ips, routes: conf.routes.clone(), dns: conf.dns.clone(), ..CniResult::default() })
+}
+
+fn ip(given: &Given<'_>) -> Option<IpConfig> {
+    let range = &given.source.range;
+    let address = IpNet::new(range.address(given.offset)?, range.subnet().prefix_len()).ok()?;
+    Some(IpConfig { interface: None, address, gateway: range.gateway() })
+}
+
+impl<'a> Attach<'a> {
+    async fn all(&mut self, given: &mut Vec<Given<'a>>) -> Result<(), Error> {
+        let conf = self.conf;
+        let mut requested: BTreeMap<usize, Vec<IpAddr>> = BTreeMap::new();
+        for address in &conf.requested {
+            let holds = |set: &Vec<Source>| set.iter().any(|source| source.whole.offset(*address).is_some());
+            let at = conf.sets.iter().position(holds).ok_or_else(|| outside(conf, *address))?;
+            requested.entry(at).or_default().push(*address);
+        }
+        for (at, set) in conf.sets.iter().enumerate() {
+            let Some(addresses) = requested.get(&at) else {
+                let found = self.any(set, given).await?;
+                given.push(found);
+                continue;
+            };
+            for address in addresses {
+                let found = self.this(set, *address).await?;
+                given.push(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// An address of the first range of the set that has room.
+    async fn any(&mut self, set: &'a [Source], given: &[Given<'a>]) -> Result<Given<'a>, Error> {
+        let held = |source: &Source| {
+            self.store.with(&source.pool, |ledger, _| {
+                let held = ledger.held_by(&self.holder.container, &self.holder.ifname);
+                let is_taken =
+                    |offset: &u128| given.iter().any(|g| g.source.pool == source.pool && g.offset == *offset);
+                held.filter(|offset| source.range.allows(*offset) && !is_taken(offset)).min()
+            })
+        };
+        // Asked again for what it has, by a runtime that did not get the answer.
+        for source in set {
+            if let Some(offset) = held(source)? {
+                return Ok(Given { source, offset, fresh: false });
+            }
+        }
+        for source in set {
+            let demand = self.demand(&source.range, BTreeSet::new());
+            if let Some(offset) = self.store.with(&source.pool, |ledger, now| ledger.take(&demand, now))? {
+                return Ok(Given { source, offset, fresh: true });
+            }
+        }
+        let mut full = Vec::new();
+        for source in set {
+            let demand = self.demand(&source.range, BTreeSet::new());
+            match self.claimed(source, &demand).await? {
+                Ok(offset) => return Ok(Given { source, offset, fresh: true }),
+                Err(pool) => full.push(describe(&source.range, &pool)),
+            }
+        }
+        Err(Error::Exhausted { ranges: full })
+    }
+
+    /// This very address.
+    async fn this(&mut self, set: &'a [Source], address: IpAddr) -> Result<Given<'a>, Error> {
+        let place = set.iter().find_map(|source| Some((source, source.whole.offset(address)?)));
+        let (source, offset) = place.ok_or_else(|| outside(self.conf, address))?;
+        if !source.whole.allows(offset) {
+            return Err(outside(self.conf, address));
+        }
+        let demand = self.demand(&source.whole, BTreeSet::from([offset]));
+        let (fresh, held) = self.store.with(&source.pool, |ledger, now| {
+            let held = ledger.held_by(&self.holder.container, &self.holder.ifname).any(|held| held == offset);
+            (ledger.take(&demand, now).is_some(), held)
+        })?;
+        if fresh || held {
+            return Ok(Given { source, offset, fresh });
+        }
+        match self.claimed(source, &demand).await? {
+            Ok(offset) => Ok(Given { source, offset, fresh: true }),
+            Err(pool) => {
+                let own = self.store.with(&source.pool, |ledger, _| {
+                    let slot = ledger.slots.get(&offset)?;
+                    match &slot.state {
+                        Use::Held(holder) | Use::Lost(holder) => Some(format!("pod {}", holder.podref)),
+                        Use::Idle | Use::Returning => None,
+                    }
+                })?;
+                let other = pool.entries.get(&offset).map(|entry| holder_text(&entry.owner()));
+                let holder = own.or(other).unwrap_or_else(|| "an overlapping range".to_owned());
+                Err(Error::Taken { address, holder })
+            }
+        }
+    }
+
+    /// An address that the node does not keep yet; the pool when there is none.
+    async fn claimed(&mut self, source: &Source, demand: &Demand<'_>) -> Result<Result<u128, Pool>, Error> {
+        let lock = self.store.claim_lock(&source.pool)?;
+        let take = |store: &Store| store.with(&source.pool, |ledger, now| ledger.take(demand, now));
+        // Who held the lock before may have brought enough for all.
+        if let Some(offset) = take(self.store)? {
+            return Ok(Ok(offset));
+        }
+        let kubernetes = match self.kubernetes.take() {
+            Some(kubernetes) => kubernetes,
+            None => Kubernetes::connect(self.conf.node.kubeconfig.as_deref(), PATIENCE).await?,
+        };
+        let kubernetes = self.kubernetes.insert(kubernetes);
+        let conversation = Conversation {
+            kubernetes,
+            store: self.store,
+            source,
+            network_name: &self.conf.network_name,
+            block: self.conf.block(&source.range),
+        };
+        let pool = conversation.hold(Some(demand)).await?;
+        if let Some(offset) = take(self.store)? {
+            return Ok(Ok(offset));
+        }
+        if !sweep::sweep(&conversation, &pool).await? {
+            return Ok(Err(pool));
+        }
+        let pool = conversation.hold(Some(demand)).await?;
+        lock.release();
+        Ok(take(self.store)?.ok_or(pool))
+    }
+
+    fn demand<'r>(&self, range: &'r Range, only: BTreeSet<u128>) -> Demand<'r> {
+        Demand { range, only, holder: self.holder.clone(), reserved: self.conf.exclusive }
+    }
+}
+
+fn outside(conf: &Conf, address: IpAddr) -> Error {
+    let ranges: Vec<String> =
+        conf.sets.iter().flatten().map(|source| source.range.subnet().to_string()).collect();
+    Error::Outside { address, ranges: ranges.join(", ") }
+}
+
+/// A full range: its size, its use, and who has most of it.
+fn describe(range: &Range, pool: &Pool) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, entry) in pool.entries.iter().filter(|(offset, _)| range.allows(**offset)) {
+        *counts.entry(holder_text(&entry.owner())).or_default() += 1;
+    }
+    let mut holders: Vec<(String, usize)> = counts.into_iter().collect();
+    holders.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let more = holders.len().saturating_sub(NAMED);
+    let mut text: Vec<String> =
+        holders.into_iter().take(NAMED).map(|(holder, count)| format!("{holder} {count}")).collect();
+    if more > 0 {
+        text.push(format!("and {more} more"));
+    }
+    format!(
+        "{} ({} usable, {} taken or kept: {}); delete pods, or give the network a larger range",
+        range.subnet(),
+        range.capacity(),
+        pool.used(range),
+        text.join(", ")
+    )
+}
+
+fn holder_text(owner: &Owner) -> String {
+    match owner {
+        Owner::Node(life, _) => format!("node {}", life.node),
+        Owner::Pod(entry) => format!("pod {} {}", entry.podref, entry.ifname),
+    }
+}

@@ -1,0 +1,192 @@
+//! A node and a pool, brought to say the same.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::config::Source;
+use crate::error::Error;
+use crate::exchange::{Want, plan, settle};
+use crate::kubernetes::Kubernetes;
+use crate::ledger::{Demand, Use};
+use crate::names;
+use crate::pool::{Change, NodeLife, Owner, Pool};
+use crate::range::Range;
+use crate::store::{Store, now};
+
+/// How often a change is tried that others forestall. Each time one of them has got what it wanted.
+const TRIES: u32 = 200;
+/// Longest pause between two tries, milliseconds.
+const LONGEST_PAUSE: u64 = 400;
+/// At which fill the cluster is told, percent.
+const ALARMS: [u32; 3] = [80, 95, 100];
+
+/// The two sides, and where the pool's addresses have their reservations.
+#[derive(Debug)]
+pub struct Conversation<'a> {
+    /// The pools.
+    pub kubernetes: &'a Kubernetes,
+    /// The ledgers.
+    pub store: &'a Store,
+    /// The pool that is spoken of.
+    pub source: &'a Source,
+    /// `network_name`.
+    pub network_name: &'a str,
+    /// `node_slice_size` as a number of addresses.
+    pub block: Option<u128>,
+}
+
+impl Conversation<'_> {
+    /// Tells the pool what the ledger has to tell and, with a demand, gets an address that meets it, if there is one.
+    /// Answers with the pool as it is then.
+    ///
+    /// The caller holds the pool's claim lock.
+    ///
+    /// # Errors
+    /// [`Error::Api`], [`Error::Contended`], and what the ledger's file has to say. The ledger stays true.
+    pub async fn hold(&self, demand: Option<&Demand<'_>>) -> Result<Pool, Error> {
+        let name = self.source.pool.as_str();
+        let me = self.introduce().await?;
+        let mut avoid = BTreeSet::new();
+        for turn in 0..TRIES {
+            // Taken before the pool is read: that is how old the news is.
+            let started = now()?;
+            let pool = self.kubernetes.pool(name, &self.source.range.subnet().to_string()).await?;
+            let want = Want { demand, avoid: &avoid, block: self.block };
+            let change = self.store.with(name, |ledger, now| {
+                if demand.is_none() {
+                    ledger.mark_surplus(now);
+                }
+                plan(ledger, &pool, &me, &want, now)
+            })?;
+            self.unreserve(&pool, &change, &me).await?;
+            if !change.is_empty() && !self.kubernetes.change_pool(name, &pool.patch(&change)).await? {
+                pause(turn).await;
+                continue;
+            }
+            let after = pool.changed(&change);
+            let is_met = self.store.with(name, |ledger, now| {
+                settle(ledger, &after, &me, started);
+                demand.is_none_or(|demand| {
+                    ledger.candidate(&Demand { reserved: false, ..demand.clone() }, now).is_some()
+                })
+            })?;
+            self.alarm(&pool, &after).await;
+            // What went back just now may be what is needed.
+            if !is_met && change.values().any(Option::is_none) {
+                continue;
+            }
+            let Some(demand) = demand.filter(|demand| demand.reserved) else { return Ok(after) };
+            let refused = self.reserve(demand, &me).await?;
+            if refused.is_empty() {
+                return Ok(after);
+            }
+            avoid.extend(refused);
+        }
+        Err(Error::Contended { pool: name.to_owned(), tries: TRIES })
+    }
+
+    /// Who we are to the pool. The name is verified as soon as it can be: only then may others bury us, or may we take
+    /// over what an earlier boot of ours left.
+    async fn introduce(&self) -> Result<NodeLife, Error> {
+        let name = self.source.pool.as_str();
+        let me = self.store.with(name, |ledger, _| self.store.life(ledger))?;
+        if me.verified {
+            return Ok(me);
+        }
+        let boot = match self.kubernetes.boot_of_node(self.store.node()).await {
+            Err(error @ Error::Api { transient: false, .. }) => {
+                tracing::warn!("{error}; addresses of this node will not be reclaimed should it vanish");
+                None
+            }
+            answer => answer?,
+        };
+        self.store.with(name, |ledger, _| {
+            ledger.verified = boot.as_deref() == Some(self.store.boot_id());
+            self.store.life(ledger)
+        })
+    }
+
+    /// Reserves the idle addresses that are not yet, and answers with those that are others'.
+    async fn reserve(&self, demand: &Demand<'_>, me: &NodeLife) -> Result<Vec<u128>, Error> {
+        let name = self.source.pool.as_str();
+        let open: Vec<u128> = self.store.with(name, |ledger, _| {
+            let is_open = |slot: &crate::ledger::Slot| slot.state == Use::Idle && !slot.reserved;
+            ledger.slots.iter().filter(|(_, slot)| is_open(slot)).map(|(offset, _)| *offset).collect()
+        })?;
+        let open =
+            open.into_iter().filter_map(|offset| Some((offset, self.reservation(demand.range, offset)?)));
+        let asked = open.map(|(offset, reservation)| async move {
+            (offset, self.kubernetes.reserve(&reservation, me).await)
+        });
+        let answers = join_all(asked).await;
+        let (mut refused, mut failure) = (Vec::new(), None);
+        self.store.with(name, |ledger, _| {
+            for (offset, answer) in answers {
+                match (answer, ledger.slots.get_mut(&offset)) {
+                    (Ok(true), Some(slot)) => slot.reserved = true,
+                    (Ok(false), _) => {
+                        ledger.mark_returning(offset);
+                        refused.push(offset);
+                    }
+                    (Err(error), _) => failure = Some(error),
+                    (Ok(true), None) => {}
+                }
+            }
+        })?;
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(refused),
+        }
+    }
+
+    /// Removes the reservations of what goes back, before it goes: the other way round a crash between the two would
+    /// leave a reservation that belongs to nobody.
+    pub(crate) async fn unreserve(&self, pool: &Pool, change: &Change, me: &NodeLife) -> Result<(), Error> {
+        let removed = change.iter().filter(|(_, entry)| entry.is_none());
+        let requests = removed.filter_map(|(offset, _)| {
+            let reservation = self.reservation(&self.source.range, *offset)?;
+            let owner = pool.entries.get(offset)?.owner();
+            Some(async move {
+                match owner {
+                    Owner::Node(life, _) if !life.is_same_node(me) => {
+                        self.kubernetes.unreserve(&reservation, &life).await
+                    }
+                    Owner::Node(..) => self.kubernetes.unreserve(&reservation, me).await,
+                    Owner::Pod(entry) => self.kubernetes.unreserve_pod(&reservation, &entry.podref).await,
+                }
+            })
+        });
+        join_all(requests).await.into_iter().collect()
+    }
+
+    /// The name of the reservation of the address at `offset`.
+    #[must_use]
+    pub fn reservation(&self, range: &Range, offset: u128) -> Option<String> {
+        Some(names::reservation(self.network_name, range.address(offset)?))
+    }
+
+    async fn alarm(&self, before: &Pool, after: &Pool) {
+        let range = &self.source.range;
+        let (capacity, used) = (range.capacity(), after.used(range));
+        let reached = |pool: &Pool, percent: u32| {
+            pool.used(range).saturating_mul(100) >= capacity.saturating_mul(percent.into())
+        };
+        let crossed =
+            ALARMS.into_iter().rfind(|percent| reached(after, *percent) && !reached(before, *percent));
+        if let Some(percent) = crossed {
+            let subnet = range.subnet();
+            let message = format!("{used} of {capacity} addresses of {subnet} are taken or kept by nodes");
+            self.kubernetes.tell_fill(&self.source.pool, percent, &message).await;
+        }
+    }
+}
+
+/// A pause of random length, so that those who met do not meet again.
+async fn pause(turn: u32) {
+    use std::hash::{BuildHasher as _, RandomState};
+    let limit = 2_u64.saturating_pow(turn.min(10)).min(LONGEST_PAUSE);
+    let millis = RandomState::new().hash_one(turn) % (limit + 1);
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+}

@@ -1,0 +1,96 @@
+//! DEL and GC: addresses go back to the node at once, and to the pool when the API server is there.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use cni::Request;
+
+use crate::config::{Conf, NodeConf, Places};
+use crate::conversation::Conversation;
+use crate::error::Error;
+use crate::kubernetes::Kubernetes;
+use crate::ledger::{Stranger, Use};
+use crate::store::Store;
+
+/// How long DEL waits for the API server: what it has to tell is on disk, and told by the next call that gets through.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes back what the attachment has. Needs nothing but the node.
+pub(crate) async fn del(request: &Request, places: &Places) -> Result<(), Error> {
+    let node = NodeConf::load(&request.config, places)?;
+    let store = Store::open(&node.data_dir, &node.name)?;
+    // A configuration that ADD would refuse still says which call this is.
+    let conf = Conf::load(request, places);
+    let rest = conf.as_ref().map_or(Duration::ZERO, |conf| conf.cool_down);
+    let (container, ifname) = (request.container_id.as_str(), request.ifname.as_str());
+    let mut pools: BTreeSet<String> = store.pools()?.into_iter().collect();
+    let mut known = false;
+    for pool in &pools {
+        known |= store.with(pool, |ledger, now| {
+            let known = ledger.release_attachment(container, ifname, rest, now);
+            ledger.mark_surplus(now);
+            known
+        })?;
+    }
+    let Ok(conf) = conf else { return Ok(()) };
+    pools = conf.sets.iter().flatten().map(|source| source.pool.clone()).collect();
+    if !known {
+        // Attached by the peer, perhaps, before this program took its place.
+        let stranger = Stranger { container: container.to_owned(), ifname: ifname.to_owned() };
+        for pool in &pools {
+            store.with(pool, |ledger, _| {
+                if !ledger.strangers.contains(&stranger) {
+                    ledger.strangers.push(stranger.clone());
+                }
+            })?;
+        }
+    }
+    if let Err(error) = tell(&conf, &store, PATIENCE).await {
+        tracing::warn!("{error}; what goes back to the pool is kept and told by a later call");
+    }
+    Ok(())
+}
+
+/// Releases what belongs to no attachment that the runtime knows.
+pub(crate) async fn gc(request: &Request, places: &Places) -> Result<(), Error> {
+    let Some(valid) = request.valid_attachments().map_err(Error::Conf)? else { return Ok(()) };
+    let conf = Conf::load(request, places)?;
+    let store = Store::open(&conf.node.data_dir, &conf.node.name)?;
+    for pool in store.pools()? {
+        store.with(&pool, |ledger, now| {
+            let is_stale = |state: &Use| match state {
+                Use::Held(holder) | Use::Lost(holder) => {
+                    holder.network == request.name
+                        && !valid.iter().any(|of| holder.is(&of.container_id, &of.ifname))
+                }
+                Use::Idle | Use::Returning => false,
+            };
+            let slots = ledger.slots.iter().filter(|(_, slot)| is_stale(&slot.state));
+            let stale: Vec<u128> = slots.map(|(offset, _)| *offset).collect();
+            for offset in stale {
+                ledger.release(offset, conf.cool_down, now);
+            }
+            ledger.mark_surplus(now);
+        })?;
+    }
+    tell(&conf, &store, PATIENCE).await
+}
+
+/// Tells the pools of the network what the ledgers have to tell.
+pub(crate) async fn tell(conf: &Conf, store: &Store, patience: Duration) -> Result<(), Error> {
+    let mut kubernetes = None;
+    for source in conf.sets.iter().flatten() {
+        if !store.with(&source.pool, |ledger, _| ledger.has_news())? {
+            continue;
+        }
+        let _lock = store.claim_lock(&source.pool)?;
+        let kubernetes = match &mut kubernetes {
+            Some(kubernetes) => kubernetes,
+            none => none.insert(Kubernetes::connect(conf.node.kubeconfig.as_deref(), patience).await?),
+        };
+        let network_name = &conf.network_name;
+        let block = conf.block(&source.range);
+        Conversation { kubernetes, store, source, network_name, block }.hold(None).await?;
+    }
+    Ok(())
+}

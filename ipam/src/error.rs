@@ -1,0 +1,137 @@
+//! What can go wrong in IPAM.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// An error: what was attempted, on what, why it failed, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be read.
+    #[error("whereabouts configuration: {0}")]
+    Conf(cni::Error),
+    /// A value of the configuration is none.
+    #[error("whereabouts configuration: {key} is {value:?}; it must be {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// The runtime did not say which pod it is.
+    #[error(
+        "K8S_POD_NAME and K8S_POD_NAMESPACE are missing in CNI_ARGS: an address belongs to a pod, and the runtime must name it"
+    )]
+    NoPod,
+    /// The node's name is nowhere.
+    #[error(
+        "the name of this node is not known: set NODENAME, or write it into the file nodename beside the flat file, or into {}",
+        host_name.display()
+    )]
+    NoNodeName {
+        /// Where it was looked for last.
+        host_name: PathBuf,
+    },
+    /// There is no kubeconfig.
+    #[error(
+        "no kubeconfig: set kubernetes.kubeconfig in the ipam section or in whereabouts.conf; pools are objects of the cluster"
+    )]
+    NoKubeconfig,
+    /// The kubeconfig does not give a client.
+    #[error("cannot talk to Kubernetes by kubeconfig {}: {message}", path.display())]
+    Access {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The API server refused or did not answer.
+    #[error("error {operation}: {message}")]
+    Api {
+        /// What was attempted on what.
+        operation: String,
+        /// The server's answer, or the lack of one, and what to do.
+        message: String,
+        /// Whether a later attempt may succeed without a change.
+        transient: bool,
+    },
+    /// Others changed the pool all the time.
+    #[error(
+        "pool {pool} was changed by others {tries} times in a row while an address was asked for: try again"
+    )]
+    Contended {
+        /// The pool.
+        pool: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// No address is left.
+    #[error("no address left in {}", .ranges.join("; nor in "))]
+    Exhausted {
+        /// Each range of the set, with its size, use and holders.
+        ranges: Vec<String>,
+    },
+    /// An address that was asked for is another's.
+    #[error("address {address} is taken by {holder}: ask for another one, or remove its holder")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        holder: String,
+    },
+    /// An address that was asked for is in no range.
+    #[error(
+        "address {address} was asked for and is in no range of the network ({ranges}): correct the pod's \"ips\""
+    )]
+    Outside {
+        /// The address.
+        address: IpAddr,
+        /// The ranges.
+        ranges: String,
+    },
+    /// The ledger could not be read or written.
+    #[error("the node's ledger: {0}")]
+    Disk(#[from] host::durable::Error),
+    /// The ledger is in use.
+    #[error("the node's ledger: {0}")]
+    Lock(#[from] host::lock::Error),
+    /// CHECK found something else than ADD left.
+    #[error("{container} {ifname}: {what}; recreate the pod")]
+    Check {
+        /// Container ID.
+        container: String,
+        /// Interface.
+        ifname: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// What the kernel tells of the machine could not be read.
+    #[error("cannot start: {0}")]
+    Start(std::io::Error),
+}
+
+impl Error {
+    /// The CNI error code: 7 for configuration, 11 for what may pass, else 999.
+    #[must_use]
+    pub fn code(&self) -> u32 {
+        match self {
+            Error::Conf(error) => error.code,
+            Error::Value { .. } | Error::NoNodeName { .. } | Error::NoKubeconfig | Error::Access { .. } => {
+                cni::Error::INVALID_CONFIG
+            }
+            Error::NoPod => cni::Error::INVALID_ENVIRONMENT,
+            Error::Api { transient: true, .. } | Error::Contended { .. } | Error::Lock(_) => {
+                cni::Error::TRY_AGAIN_LATER
+            }
+            Error::Disk(_) => cni::Error::IO,
+            Error::Api { .. }
+            | Error::Exhausted { .. }
+            | Error::Taken { .. }
+            | Error::Outside { .. }
+            | Error::Check { .. }
+            | Error::Start(_) => cni::Error::INTERNAL,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What a node and a pool have to tell each other.
+//!
+//! [`plan`] reads the pool and says how it has to change; once that change is made, and only then, [`settle`] writes
+//! into the ledger what the pool now says. Between the two the process may die, or never learn whether the change was
+//! made: the next exchange starts from the pool again and comes to the same end. What keeps an address from being given
+//! twice is written down in docs/ipam.md; each rule below says which part of it it is.
+
+use std::collections::BTreeSet;
+
+use crate::ledger::{Demand, Ledger, Moment, Slot, Use};
+use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
+
+/// Most addresses a node asks for at once, unless the configuration says otherwise.
+const LARGEST_BLOCK: u128 = 64;
+/// A node asks for its part of the room, divided by this: the others must find some after it.
+const SHARE: u128 = 2;
+/// Most addresses that are asked back at once.
+const MOST_WANTED: usize = 64;
+
+/// What a node wants of a pool.
+#[derive(Debug)]
+pub struct Want<'a> {
+    /// The address that is needed now, if one is.
+    pub demand: Option<&'a Demand<'a>>,
+    /// Addresses not to ask for: they are reserved by others in overlapping ranges.
+    pub avoid: &'a BTreeSet<u128>,
+    /// How many addresses to ask for at once; by the room there is when not given.
+    pub block: Option<u128>,
+}
+
+/// How the pool has to change so that it says what the node needs and knows. Marks addresses in the ledger that are to
+/// go back: the ledger must be on disk before the change is made.
+pub fn plan(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, want: &Want<'_>, now: Moment) -> Change {
+    let mut change = Change::new();
+    for (offset, entry) in &pool.entries {
+        let replacement = match entry.owner() {
+            Owner::Node(node, mark) if node.is_same_life(me) => own(ledger, *offset, me, &node, &mark, now),
+            // No container outlives the boot it was started in.
+            Owner::Node(node, _) if node.is_earlier_boot_of(me) => {
+                Some(Some(Entry::of_node(me, &Mark::None)))
+            }
+            Owner::Pod(of)
+                if ledger.strangers.iter().any(|s| s.container == of.id && s.ifname == of.ifname) =>
+            {
+                Some(None)
+            }
+            // Another node's, or of a lost ledger of this boot: its containers may still run.
+            Owner::Node(..) | Owner::Pod(_) => None,
+        };
+        change.extend(replacement.map(|replacement| (*offset, replacement)));
+    }
+    for (offset, slot) in &ledger.slots {
+        // Somebody removed the entry of an address in use. It is ours again unless it is another's by now.
+        if matches!(slot.state, Use::Held(_) | Use::Lost(_)) && !pool.entries.contains_key(offset) {
+            change.insert(*offset, Some(Entry::of_node(me, &Mark::None)));
+        }
+    }
+    if let Some(demand) = want.demand {
+        let after = pool.changed(&change);
+        if !has_candidate(ledger, &after, me, demand, want, now) {
+            claim(ledger, pool, &after, me, demand, want, &mut change);
+        }
+    }
+    change
+}
+
+/// What becomes of an entry of this very life of the node.
+fn own(
+    ledger: &mut Ledger,
+    offset: u128,
+    me: &NodeLife,
+    node: &NodeLife,
+    mark: &Mark,
+    now: Moment,
+) -> Option<Option<Entry>> {
+    let wanted = *mark == Mark::Wanted;
+    match ledger.slots.get_mut(&offset) {
+        Some(Slot { state: Use::Returning, .. }) => return Some(None),
+        // It goes when it has rested; until then the mark stands.
+        Some(slot) if wanted && slot.state == Use::Idle && slot.rests(now) => return None,
+        Some(slot) if wanted && slot.state == Use::Idle => {
+            slot.state = Use::Returning;
+            return Some(None);
+        }
+        // Claimed by a call that did not live to write it down: nobody has it.
+        None if wanted => return Some(None),
+        _ => {}
+    }
+    // A mark is answered by taking it away; and the name is verified as soon as it can be.
+    (*mark != Mark::None || node != me).then(|| Some(Entry::of_node(me, &Mark::None)))
+}
+
+/// Whether the node will have an address that suits, once the change so far is made.
+fn has_candidate(
+    ledger: &Ledger,
+    after: &Pool,
+    me: &NodeLife,
+    demand: &Demand<'_>,
+    want: &Want<'_>,
+    now: Moment,
+) -> bool {
+    let mut settled = ledger.clone();
+    settle(&mut settled, after, me, now);
+    for offset in want.avoid {
+        settled.slots.remove(offset);
+    }
+    // One that has no reservation yet will get it.
+    let demand = Demand { reserved: false, ..demand.clone() };
+    settled.candidate(&demand, now).is_some()
+}
+
+/// Adds to the change what the node asks for: the former address of the pod, those it must have, a block, or that
+/// others give back what they do not use.
+fn claim(
+    ledger: &mut Ledger,
+    pool: &Pool,
+    after: &Pool,
+    me: &NodeLife,
+    demand: &Demand<'_>,
+    want: &Want<'_>,
+    change: &mut Change,
+) {
+    let mine = || Some(Entry::of_node(me, &Mark::None));
+    let admits = |offset: &u128| demand.admits(*offset) && !want.avoid.contains(offset);
+    let holder = &demand.holder;
+    // The peer gives a pod that is made anew the address that it finds under the pod's name, and so do we.
+    let former = after.entries.iter().find(|(offset, entry)| {
+        admits(offset)
+            && entry.podref == holder.podref
+            && entry.ifname == holder.ifname
+            && !entry.podref.is_empty()
+    });
+    if let Some((offset, _)) = former {
+        change.insert(*offset, mine());
+        return;
+    }
+    // What goes back is asked for again only when it is seen to be gone: a removal of which we do not know whether it
+    // was made may still be on its way.
+    let is_asked_for = |offset: &u128| !want.avoid.contains(offset) && !ledger.slots.contains_key(offset);
+    if !demand.only.is_empty() {
+        let free = demand
+            .only
+            .iter()
+            .find(|offset| admits(offset) && is_asked_for(offset) && !after.entries.contains_key(offset));
+        match free {
+            Some(offset) => drop(change.insert(*offset, mine())),
+            None => ask_back(pool, me, demand, change),
+        }
+        return;
+    }
+    let room = demand.range.capacity().saturating_sub(after.used(demand.range));
+    let size = block(room, after, me, want.block);
+    let count = usize::try_from(size).unwrap_or(usize::MAX);
+    let free: Vec<u128> = after.free(demand.range).filter(is_asked_for).take(count).collect();
+    ledger.block = size;
+    if free.is_empty() {
+        ask_back(pool, me, demand, change);
+    }
+    change.extend(free.into_iter().map(|offset| (offset, mine())));
+}
+
+/// How many addresses a node asks for: a part of its share of the room, so that blocks shrink to single addresses as
+/// the pool fills and no node runs dry while another hoards.
+fn block(room: u128, pool: &Pool, me: &NodeLife, configured: Option<u128>) -> u128 {
+    match configured {
+        Some(size) => size.min(room / SHARE).max(1),
+        None => {
+            let others = pool.nodes().iter().filter(|node| !node.is_same_node(me)).count() as u128;
+            (room / (SHARE * (others + 1))).clamp(1, LARGEST_BLOCK)
+        }
+    }
+}
+
+fn ask_back(pool: &Pool, me: &NodeLife, demand: &Demand<'_>, change: &mut Change) {
+    let others = pool.entries.iter().filter(|(offset, _)| demand.admits(**offset));
+    let wanted = others.filter_map(|(offset, entry)| match entry.owner() {
+        Owner::Node(node, Mark::None) if !node.is_same_node(me) => {
+            Some((*offset, Some(Entry::of_node(&node, &Mark::Wanted))))
+        }
+        Owner::Node(..) | Owner::Pod(_) => None,
+    });
+    change.extend(wanted.take(MOST_WANTED));
+}
+
+/// Writes into the ledger what the pool says, as read after `started` and with every planned change made.
+pub fn settle(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, started: Moment) {
+    let is_mine = |offset: &u128| {
+        pool.entries
+            .get(offset)
+            .is_some_and(|entry| matches!(entry.owner(), Owner::Node(node, _) if node.is_same_life(me)))
+    };
+    ledger.slots.retain(|offset, slot| {
+        if is_mine(offset) {
+            if let Use::Lost(holder) = &slot.state {
+                slot.state = Use::Held(holder.clone());
+            }
+            return true;
+        }
+        // The container goes on using it, but nobody else will get it from here.
+        if let Use::Held(holder) = &slot.state {
+            slot.state = Use::Lost(holder.clone());
+        }
+        matches!(slot.state, Use::Lost(_))
+    });
+    for offset in pool.entries.keys().filter(|offset| is_mine(offset)) {
+        // What is ours and unknown to us was claimed just now, or by a call that did not live to write it down.
+        ledger.slots.entry(*offset).or_insert(Slot { state: Use::Idle, reserved: false, past: None });
+    }
+    // One that was added since the plan was made waits for the next.
+    ledger.strangers.retain(|stranger| {
+        pool.entries.values().any(|entry| entry.id == stranger.container && entry.ifname == stranger.ifname)
+    });
+    ledger.confirmed = Some(started);
+}
+
+/// Marks everything that a node keeps as condemned. The node takes the mark away if it lives.
+#[must_use]
+pub fn condemn(pool: &Pool, node: &NodeLife, nonce: &str) -> Change {
+    let mark = Mark::Condemned(nonce.to_owned());
+    owned(pool, node, &|_| true).map(|offset| (offset, Some(Entry::of_node(node, &mark)))).collect()
+}
+
+/// Frees what a node keeps under a mark of this nonce.
+#[must_use]
+pub fn inherit(pool: &Pool, node: &NodeLife, nonce: &str) -> Change {
+    let marked = |mark: &Mark| matches!(mark, Mark::Condemned(found) if found == nonce);
+    owned(pool, node, &marked).map(|offset| (offset, None)).collect()
+}
+
+fn owned<'a>(
+    pool: &'a Pool,
+    node: &'a NodeLife,
+    suits: &'a dyn Fn(&Mark) -> bool,
+) -> impl Iterator<Item = u128> + 'a {
+    let is_its =
+        move |entry: &Entry| matches!(entry.owner(), Owner::Node(of, mark) if of == *node && suits(&mark));
+    pool.entries.iter().filter(move |(_, entry)| is_its(entry)).map(|(offset, _)| *offset)
+}

@@ -1,0 +1,355 @@
+//! What IPAM asks of the API server: pools, reservations, whether nodes and pods are there, events.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+    Preconditions,
+};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::pool::{NodeLife, Pool};
+
+const GROUP: &str = "whereabouts.cni.cncf.io";
+const DEFAULT_NAMESPACE: &str = "kube-system";
+/// How long one request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A client of the API server.
+#[derive(Clone)]
+pub struct Kubernetes {
+    client: Client,
+    /// Where pools are.
+    namespace: String,
+    /// How long a request is repeated while the server is down, restarting or overloaded.
+    patience: Duration,
+}
+
+impl fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kubernetes")
+    }
+}
+
+/// A pod as a node has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LivePod {
+    /// `namespace/name`.
+    pub podref: String,
+    /// UID.
+    pub uid: String,
+}
+
+impl Kubernetes {
+    /// A client by `kubeconfig`; pools are in the namespace of its context, else in `kube-system`.
+    ///
+    /// # Errors
+    /// [`Error::NoKubeconfig`], [`Error::Access`].
+    pub async fn connect(kubeconfig: Option<&Path>, patience: Duration) -> Result<Self, Error> {
+        let path = kubeconfig.ok_or(Error::NoKubeconfig)?;
+        let failed = |message: String| Error::Access { path: path.to_owned(), message };
+        let file = Kubeconfig::read_from(path).map_err(|e| failed(chain(&e)))?;
+        let current =
+            file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref());
+        let namespace = current.and_then(|context| context.context.as_ref()?.namespace.clone());
+        let options = KubeConfigOptions::default();
+        let mut config =
+            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| failed(chain(&e)))?;
+        // Retried here, where the caller's patience is known.
+        config.default_retry = false;
+        let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
+        let namespace = namespace.filter(|n| !n.is_empty()).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        Ok(Self { client, namespace, patience })
+    }
+
+    /// The pool, made when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn pool(&self, name: &str, range: &str) -> Result<Pool, Error> {
+        let api = self.api(&self.namespace, &resource("IPPool"));
+        let operation = || format!("getting pool {name}");
+        if let Some(found) = self.retried(operation, || api.get_opt(name)).await? {
+            return Ok(Pool::parse(&whole(&found)));
+        }
+        let object = DynamicObject::new(name, &resource("IPPool"))
+            .data(json!({"spec": {"range": range, "allocations": {}}}));
+        let operation = || format!("making pool {name}");
+        let made = self
+            .retried(operation, || async {
+                match api.create(&PostParams::default(), &object).await {
+                    // Another node was quicker.
+                    Err(kube::Error::Api(status)) if status.code == 409 => api.get(name).await,
+                    made => made,
+                }
+            })
+            .await?;
+        Ok(Pool::parse(&whole(&made)))
+    }
+
+    /// The pool as it is; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn existing_pool(&self, name: &str) -> Result<Option<Pool>, Error> {
+        let api = self.api(&self.namespace, &resource("IPPool"));
+        let found = self.retried(|| format!("getting pool {name}"), || api.get_opt(name)).await?;
+        Ok(found.map(|found| Pool::parse(&whole(&found))))
+    }
+
+    /// Changes a pool; false when it has changed since it was read, or is gone.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn change_pool(&self, name: &str, patch: &Value) -> Result<bool, Error> {
+        let patch = serde_json::from_value(patch.clone()).map(Patch::<()>::Json).map_err(|e| Error::Api {
+            operation: format!("changing pool {name}"),
+            message: e.to_string(),
+            transient: false,
+        })?;
+        let api = self.api(&self.namespace, &resource("IPPool"));
+        // A repetition of a change that was made is refused, like any other that comes late.
+        self.retried(
+            || format!("changing pool {name}"),
+            || async {
+                match api.patch(name, &PatchParams::default(), &patch).await {
+                    Ok(_) => Ok(true),
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            },
+        )
+        .await
+    }
+
+    /// Reserves an address among overlapping ranges; false when it is another's.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn reserve(&self, name: &str, node: &NodeLife) -> Result<bool, Error> {
+        let kind = resource("OverlappingRangeIPReservation");
+        let api = self.api(&self.namespace, &kind);
+        let spec = json!({"spec": {"podref": "", "containerid": node.to_string()}});
+        let object = DynamicObject::new(name, &kind).data(spec);
+        self.retried(
+            || format!("making reservation {name}"),
+            || async {
+                match api.create(&PostParams::default(), &object).await {
+                    Ok(_) => Ok(true),
+                    Err(kube::Error::Api(status)) if status.code == 409 => {
+                        Ok(api.get_opt(name).await?.is_some_and(|found| is_reserved_for(&found, node)))
+                    }
+                    Err(error) => Err(error),
+                }
+            },
+        )
+        .await
+    }
+
+    /// Removes the reservation of an address, if it is the node's.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn unreserve(&self, name: &str, node: &NodeLife) -> Result<(), Error> {
+        self.remove_reservation(name, |found| is_reserved_for(found, node)).await
+    }
+
+    /// Removes the reservation of an address, if it is the pod's.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn unreserve_pod(&self, name: &str, podref: &str) -> Result<(), Error> {
+        self.remove_reservation(name, |found| {
+            found.data.pointer("/spec/podref").and_then(Value::as_str) == Some(podref)
+        })
+        .await
+    }
+
+    async fn remove_reservation(
+        &self,
+        name: &str,
+        is_its: impl Fn(&DynamicObject) -> bool,
+    ) -> Result<(), Error> {
+        let api = self.api(&self.namespace, &resource("OverlappingRangeIPReservation"));
+        let is_its = &is_its;
+        self.retried(
+            || format!("removing reservation {name}"),
+            || async {
+                let Some(found) = api.get_opt(name).await?.filter(|found| is_its(found)) else {
+                    return Ok(());
+                };
+                // This very object, and not one that somebody makes meanwhile.
+                let preconditions = Preconditions { uid: found.metadata.uid, resource_version: None };
+                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+                match api.delete(name, &params).await {
+                    Ok(_) => Ok(()),
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            },
+        )
+        .await
+    }
+
+    /// The boot that a Node object tells; `None` when there is no such object.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn boot_of_node(&self, name: &str) -> Result<Option<String>, Error> {
+        let api: Api<DynamicObject> =
+            Api::all_with(self.client.clone(), &ApiResource::erase::<v1::Node>(&()));
+        let found = self.retried(|| format!("getting node {name}"), || api.get_opt(name)).await?;
+        Ok(found.map(|node| {
+            let boot = node.data.pointer("/status/nodeInfo/bootID").and_then(Value::as_str);
+            boot.unwrap_or_default().to_owned()
+        }))
+    }
+
+    /// The pods that are bound to a node, whatever their phase.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn pods_of_node(&self, node: &str) -> Result<BTreeSet<LivePod>, Error> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::erase::<v1::Pod>(&()));
+        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let list = self
+            .retried(|| format!("listing the pods of node {node}"), || api.list_metadata(&params))
+            .await?;
+        let pod = |object: kube::core::PartialObjectMeta<DynamicObject>| {
+            let metadata = object.metadata;
+            let part = Option::unwrap_or_default;
+            LivePod {
+                podref: format!("{}/{}", part(metadata.namespace), part(metadata.name)),
+                uid: part(metadata.uid),
+            }
+        };
+        Ok(list.items.into_iter().map(pod).collect())
+    }
+
+    /// Whether there is a pod of that name.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn has_pod(&self, namespace: &str, name: &str) -> Result<bool, Error> {
+        let api = self.api(namespace, &ApiResource::erase::<v1::Pod>(&()));
+        let found =
+            self.retried(|| format!("getting pod {namespace}/{name}"), || api.get_metadata_opt(name)).await?;
+        Ok(found.is_some())
+    }
+
+    /// Tells how full a pool is. An event that cannot be told is only logged.
+    pub async fn tell_fill(&self, pool: &str, percent: u32, message: &str) {
+        let kind = ApiResource::erase::<v1::Event>(&());
+        let now = Timestamp::now();
+        let second = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let name = format!("{pool}.{:x}", now.as_nanosecond());
+        let object = DynamicObject::new(&name, &kind).within(&self.namespace).data(json!({
+            "involvedObject": {
+                "apiVersion": format!("{GROUP}/v1alpha1"), "kind": "IPPool",
+                "namespace": self.namespace, "name": pool,
+            },
+            "type": "Warning",
+            "reason": if percent >= 100 { "IPPoolExhausted" } else { "IPPoolFillingUp" },
+            "message": message,
+            "source": { "component": "whereabouts" },
+            "firstTimestamp": second, "lastTimestamp": second, "count": 1,
+        }));
+        let api = self.api(&self.namespace, &kind);
+        let told =
+            tokio::time::timeout(Duration::from_secs(2), api.create(&PostParams::default(), &object)).await;
+        if !matches!(told, Ok(Ok(_))) {
+            tracing::warn!("the event that {message} was not told: {told:?}");
+        }
+    }
+
+    fn api(&self, namespace: &str, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+
+    /// Repeats a request that does no harm when repeated, as long as what stands in its way may pass.
+    async fn retried<T, F: Future<Output = kube::Result<T>>>(
+        &self,
+        operation: impl Fn() -> String,
+        request: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.patience;
+        let limit = REQUEST_LIMIT.min(self.patience);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (message, transient) = match tokio::time::timeout(limit, request()).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => explain(&error),
+                Err(_) => (format!("no answer within {} s", limit.as_secs()), true),
+            };
+            if !transient || Instant::now() + pause >= deadline {
+                return Err(Error::Api { operation: operation(), message, transient });
+            }
+            tracing::debug!("{}: {message}; trying again", operation());
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+fn resource(kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(GROUP, "v1alpha1", kind))
+}
+
+/// The object with its metadata, as one value.
+fn whole(object: &DynamicObject) -> Value {
+    let mut value = object.data.clone();
+    if let Some(members) = value.as_object_mut() {
+        members.insert("metadata".to_owned(), json!({"resourceVersion": object.metadata.resource_version}));
+    }
+    value
+}
+
+fn is_reserved_for(object: &DynamicObject, node: &NodeLife) -> bool {
+    let container = object.data.pointer("/spec/containerid").and_then(Value::as_str);
+    container.and_then(NodeLife::parse).is_some_and(|of| of.is_same_life(node) || of.is_earlier_boot_of(node))
+}
+
+/// What an error means to the user, and whether it may pass by itself.
+fn explain(error: &kube::Error) -> (String, bool) {
+    let kube::Error::Api(status) = error else {
+        let is_connection = matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_));
+        return (format!("{}; is the API server reachable from this node?", chain(error)), is_connection);
+    };
+    let (reason, message) = (&status.reason, &status.message);
+    match status.code {
+        401 => (
+            "Unauthorized: the API server does not accept the token in the kubeconfig: renew it".to_owned(),
+            false,
+        ),
+        403 => (format!("Forbidden: {message}; apply deploy/whereabouts.yaml"), false),
+        404 => (format!("{reason}: {message}; apply the definitions of deploy/whereabouts.yaml"), false),
+        429 | 500..=599 => (format!("{reason}: {message}"), true),
+        _ => (format!("{reason}: {message}"), false),
+    }
+}
+
+/// An error with its causes: kube's own text often leaves them out.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

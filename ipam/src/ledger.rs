@@ -1,0 +1,313 @@
+//! The ledger: what a node knows of the addresses it keeps, and who has them.
+//!
+//! It belongs to one pool and one life of the node. The pool says which addresses are the node's, the ledger says which
+//! container has them; an address is given out without a word to the API server while the node is sure that it is
+//! still its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::range::Range;
+
+/// For how long after the pool was read the node gives out addresses without reading it again. Whoever takes the
+/// addresses of a node that is no more waits for twice as long.
+pub const TRUST: Duration = Duration::from_secs(600);
+
+/// A moment on both clocks of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Milliseconds since boot, suspension included.
+    pub uptime: u64,
+    /// Milliseconds since 1970.
+    pub wall: u64,
+}
+
+impl Moment {
+    /// Whether less than `limit` has passed since `earlier`. Uptime stands still while a virtual machine is paused and
+    /// the wall clock may be set, so both must say so.
+    #[must_use]
+    pub fn is_within(self, limit: Duration, earlier: Moment) -> bool {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let within = |now: u64, then: u64| now.checked_sub(then).is_some_and(|passed| passed < limit);
+        within(self.uptime, earlier.uptime) && within(self.wall, earlier.wall)
+    }
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Container ID.
+    pub container: String,
+    /// Interface in the container.
+    pub ifname: String,
+    /// `namespace/name` of the pod.
+    pub podref: String,
+    /// UID of the pod; empty when the runtime did not tell.
+    pub uid: String,
+    /// Path of the network namespace.
+    pub netns: String,
+    /// Name of the CNI network.
+    pub network: String,
+}
+
+impl Holder {
+    /// Whether it is this attachment.
+    #[must_use]
+    pub fn is(&self, container: &str, ifname: &str) -> bool {
+        self.container == container && self.ifname == ifname
+    }
+}
+
+/// What an address of the node is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Use {
+    /// It can be given out.
+    Idle,
+    /// A container has it.
+    Held(Holder),
+    /// It goes back to the pool, and is given out no more.
+    Returning,
+    /// A container has it, and the pool says it is another's: somebody edited the pool.
+    Lost(Holder),
+}
+
+/// The container that had an address last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// Who.
+    pub holder: Holder,
+    /// Until when.
+    pub released: Moment,
+    /// For how long from then on the address is given to no other pod, milliseconds.
+    pub rest: u64,
+}
+
+impl Past {
+    /// Whether the address still rests.
+    #[must_use]
+    pub fn rests(&self, now: Moment) -> bool {
+        now.is_within(Duration::from_millis(self.rest), self.released)
+    }
+}
+
+/// An address that the node keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// What it is doing.
+    #[serde(rename = "use")]
+    pub state: Use,
+    /// Whether the node has its reservation among overlapping ranges too.
+    pub reserved: bool,
+    /// Who had it last.
+    pub past: Option<Past>,
+}
+
+impl Slot {
+    /// Whether it was released a short while ago.
+    #[must_use]
+    pub fn rests(&self, now: Moment) -> bool {
+        self.past.as_ref().is_some_and(|past| past.rests(now))
+    }
+}
+
+/// An attachment that is to be released and that the ledger does not know: perhaps the peer made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Container ID.
+    pub container: String,
+    /// Interface in the container.
+    pub ifname: String,
+}
+
+/// An owner of addresses that was found missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspect {
+    /// The `id` of its entries.
+    pub id: String,
+    /// The nonce of its mark; empty for a pod.
+    pub nonce: String,
+    /// Since when.
+    pub since: Moment,
+}
+
+/// Whom an address is for, and which will do.
+#[derive(Debug, Clone)]
+pub struct Demand<'a> {
+    /// The addresses that may be given.
+    pub range: &'a Range,
+    /// Which of them; any of them when empty.
+    pub only: BTreeSet<u128>,
+    /// Who gets it.
+    pub holder: Holder,
+    /// Whether it must be reserved among overlapping ranges.
+    pub reserved: bool,
+}
+
+impl Demand<'_> {
+    /// Whether the address at `offset` will do.
+    #[must_use]
+    pub fn admits(&self, offset: u128) -> bool {
+        self.range.allows(offset) && (self.only.is_empty() || self.only.contains(&offset))
+    }
+}
+
+/// The ledger of a node for a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    version: u32,
+    /// Which boot of the machine it belongs to.
+    pub boot: String,
+    /// What tells it from one that was lost in the same boot.
+    pub life: String,
+    /// Whether the node's name was found to be that of its Node object.
+    pub verified: bool,
+    /// When the pool was last known to say what the ledger says.
+    pub confirmed: Option<Moment>,
+    /// How many addresses were last asked for at once; 1 when the pool has little room.
+    pub block: u128,
+    /// The node's addresses by offset.
+    pub slots: BTreeMap<u128, Slot>,
+    /// Attachments to be looked for in the pool when it can be read.
+    pub strangers: Vec<Stranger>,
+    /// Owners of addresses that seem to be no more.
+    pub suspects: Vec<Suspect>,
+}
+
+impl Ledger {
+    /// The ledger of a node that keeps nothing yet.
+    #[must_use]
+    pub fn new(boot: &str, life: &str) -> Self {
+        Self {
+            version: 1,
+            boot: boot.to_owned(),
+            life: life.to_owned(),
+            verified: false,
+            confirmed: None,
+            block: 1,
+            slots: BTreeMap::new(),
+            strangers: Vec::new(),
+            suspects: Vec::new(),
+        }
+    }
+
+    /// Reads a ledger; `None` when it is not one of this version.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok().filter(|ledger: &Self| ledger.version == 1)
+    }
+
+    /// The offsets an attachment has.
+    pub fn held_by<'a>(&'a self, container: &'a str, ifname: &'a str) -> impl Iterator<Item = u128> + 'a {
+        let is_held =
+            move |slot: &Slot| matches!(&slot.state, Use::Held(holder) if holder.is(container, ifname));
+        self.slots.iter().filter(move |(_, slot)| is_held(slot)).map(|(offset, _)| *offset)
+    }
+
+    /// Whether addresses may be given out without reading the pool.
+    #[must_use]
+    pub fn is_trusted(&self, now: Moment) -> bool {
+        self.confirmed.is_some_and(|confirmed| now.is_within(TRUST, confirmed))
+    }
+
+    /// The idle address that suits best: the one that the pod had on that interface, else one never used, else the
+    /// one that rested longest.
+    #[must_use]
+    pub fn candidate(&self, demand: &Demand<'_>, now: Moment) -> Option<u128> {
+        let suits = |(offset, slot): &(&u128, &Slot)| {
+            slot.state == Use::Idle
+                && demand.admits(**offset)
+                && (slot.reserved || !demand.reserved)
+                && slot.past.as_ref().is_none_or(|past| had(past, &demand.holder) || !past.rests(now))
+        };
+        let preference = |(offset, slot): &(&u128, &Slot)| {
+            let past = slot.past.as_ref();
+            let rank = past.map_or(1, |past| if had(past, &demand.holder) { 0 } else { 2 });
+            (rank, past.map(|past| past.released.uptime), **offset)
+        };
+        self.slots.iter().filter(suits).min_by_key(preference).map(|(offset, _)| *offset)
+    }
+
+    /// Gives out the best idle address; `None` when none suits, or the node cannot be sure of what it keeps.
+    pub fn take(&mut self, demand: &Demand<'_>, now: Moment) -> Option<u128> {
+        let offset = self.is_trusted(now).then(|| self.candidate(demand, now))??;
+        let slot = self.slots.get_mut(&offset)?;
+        slot.state = Use::Held(demand.holder.clone());
+        Some(offset)
+    }
+
+    /// Takes the address at `offset` back from whoever has it, and lets it rest.
+    pub fn release(&mut self, offset: u128, rest: Duration, now: Moment) {
+        let Some(slot) = self.slots.get_mut(&offset) else { return };
+        match std::mem::replace(&mut slot.state, Use::Idle) {
+            Use::Held(holder) => {
+                let rest = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+                slot.past = Some(Past { holder, released: now, rest });
+            }
+            Use::Lost(_) => drop(self.slots.remove(&offset)),
+            state @ (Use::Idle | Use::Returning) => slot.state = state,
+        }
+    }
+
+    /// Takes back what an attachment has; says whether the ledger knows, or remembers, the attachment.
+    pub fn release_attachment(&mut self, container: &str, ifname: &str, rest: Duration, now: Moment) -> bool {
+        let mut known = false;
+        let mut held = Vec::new();
+        for (offset, slot) in &self.slots {
+            let is_its =
+                matches!(&slot.state, Use::Held(holder) | Use::Lost(holder) if holder.is(container, ifname));
+            known |= is_its || slot.past.as_ref().is_some_and(|past| past.holder.is(container, ifname));
+            held.extend(is_its.then_some(*offset));
+        }
+        for offset in held {
+            self.release(offset, rest, now);
+        }
+        known
+    }
+
+    /// Marks addresses that the node does not need for return: all idle ones when the pool has little room, else those
+    /// beyond a second block. Those that rest are kept until they have rested.
+    pub fn mark_surplus(&mut self, now: Moment) -> bool {
+        let idle: Vec<u128> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.state == Use::Idle && !slot.rests(now))
+            .map(|(offset, _)| *offset)
+            .collect();
+        let kept = match self.block {
+            0 | 1 => 0,
+            block if (idle.len() as u128) < block.saturating_mul(2) => return false,
+            block => usize::try_from(block).unwrap_or(usize::MAX),
+        };
+        for offset in idle.iter().skip(kept) {
+            self.mark_returning(*offset);
+        }
+        idle.len() > kept
+    }
+
+    /// Marks an idle address for return.
+    pub fn mark_returning(&mut self, offset: u128) {
+        if let Some(slot) = self.slots.get_mut(&offset).filter(|slot| slot.state == Use::Idle) {
+            slot.state = Use::Returning;
+        }
+    }
+
+    /// Whether there is something to tell the pool.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        !self.strangers.is_empty() || self.slots.values().any(|slot| slot.state == Use::Returning)
+    }
+
+    /// The addresses that an attachment has, in the order of their offsets.
+    #[must_use]
+    pub fn addresses(&self, range: &Range, container: &str, ifname: &str) -> Vec<IpAddr> {
+        self.held_by(container, ifname).filter_map(|offset| range.address(offset)).collect()
+    }
+}
+
+fn had(past: &Past, holder: &Holder) -> bool {
+    past.holder.podref == holder.podref && past.holder.ifname == holder.ifname && !holder.podref.is_empty()
+}

@@ -1,0 +1,28 @@
+//! Cluster-wide addresses that are never given twice.
+//!
+//! A pool, an object of the cluster, says which node keeps which addresses of a range; a ledger, a file of the node,
+//! says which container has which address that the node keeps. Addresses move between pool and node in blocks, by
+//! writes that are conditional on what was read, and between node and container without the cluster's knowledge. Why no
+//! address can have two containers is shown in docs/ipam.md.
+//!
+//! [`range`], [`names`], [`pool`], [`ledger`] and [`exchange`] are the pure core.
+
+pub mod config;
+pub mod conversation;
+pub mod error;
+pub mod exchange;
+pub mod kubernetes;
+pub mod ledger;
+pub mod names;
+pub mod plugin;
+pub mod pool;
+pub mod range;
+pub mod store;
+
+mod attach;
+mod detach;
+mod log;
+mod probe;
+mod sweep;
+
+pub use error::Error;

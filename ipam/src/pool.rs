@@ -1,0 +1,281 @@
+//! A pool: which addresses of a range are whose, as the cluster's `IPPool` object says.
+//!
+//! An address that has an entry is somebody's, one that has none is free, and an entry is made only by a write that is
+//! conditional on the pool being as it was read. So an address never has two owners, whoever else follows the rule: the
+//! peer does. An entry names a container, as the peer's do, or a node that keeps the address for its containers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::range::Range;
+
+/// What begins the `id` of an entry that names a node. No container ID has a colon.
+const PREFIX: &str = "podrail:";
+/// What precedes the name of a node that the API server did not know when it took the address.
+const UNVERIFIED: char = '~';
+const WANTED: &str = "wanted";
+const CONDEMNED: &str = "condemned-";
+
+/// An entry as it stands in the object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Container ID, or the node.
+    #[serde(default)]
+    pub id: String,
+    /// `namespace/name` of the pod; empty for a node, which keeps the peer's reconciler off.
+    #[serde(default)]
+    pub podref: String,
+    /// Interface; for a node's entry, what others want of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ifname: String,
+}
+
+/// A node in one life: from the start of its state to the loss of it, at a reboot at the latest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeLife {
+    /// The node's name.
+    pub node: String,
+    /// Whether there is a Node object of the name that tells the same boot.
+    pub verified: bool,
+    /// Which boot of the machine, 8 hexadecimal digits.
+    pub boot: String,
+    /// Which state in that boot, 8 hexadecimal digits.
+    pub life: String,
+}
+
+impl NodeLife {
+    /// Reads what [`Display`](fmt::Display) writes; `None` when it is a container ID.
+    #[must_use]
+    pub fn parse(id: &str) -> Option<Self> {
+        let (name, token) = id.strip_prefix(PREFIX)?.rsplit_once(':')?;
+        let (boot, life) = token.split_once('-')?;
+        let (node, verified) = name.strip_prefix(UNVERIFIED).map_or((name, true), |node| (node, false));
+        Some(Self { node: node.to_owned(), verified, boot: boot.to_owned(), life: life.to_owned() })
+    }
+
+    /// Whether the other is the same node, in whatever life.
+    #[must_use]
+    pub fn is_same_node(&self, other: &Self) -> bool {
+        self.node == other.node
+    }
+
+    /// Whether it is the other's node before its machine was started anew. Of names that were not verified nothing
+    /// follows: two machines may have the same.
+    #[must_use]
+    pub fn is_earlier_boot_of(&self, other: &Self) -> bool {
+        self.is_same_node(other) && self.boot != other.boot && self.verified && other.verified
+    }
+
+    /// Whether the other is this very life, whether or not the name was verified.
+    #[must_use]
+    pub fn is_same_life(&self, other: &Self) -> bool {
+        self.node == other.node && self.boot == other.boot && self.life == other.life
+    }
+}
+
+impl fmt::Display for NodeLife {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = if self.verified { String::new() } else { UNVERIFIED.to_string() };
+        write!(f, "{PREFIX}{mark}{}:{}-{}", self.node, self.boot, self.life)
+    }
+}
+
+/// What others want of a node's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mark {
+    /// Nothing.
+    None,
+    /// To have it, if the node does not use it.
+    Wanted,
+    /// To take it, as the node has no Node object; the nonce tells one mark from the next.
+    Condemned(String),
+}
+
+impl Mark {
+    fn parse(text: &str) -> Self {
+        match text.strip_prefix(CONDEMNED) {
+            Some(nonce) => Self::Condemned(nonce.to_owned()),
+            None if text == WANTED => Self::Wanted,
+            None => Self::None,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::Wanted => WANTED.to_owned(),
+            Self::Condemned(nonce) => format!("{CONDEMNED}{nonce}"),
+        }
+    }
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A node keeps it for its containers.
+    Node(NodeLife, Mark),
+    /// A container has it by the peer's doing.
+    Pod(Entry),
+}
+
+impl Entry {
+    /// The entry of a node's address.
+    #[must_use]
+    pub fn of_node(node: &NodeLife, mark: &Mark) -> Self {
+        Self { id: node.to_string(), podref: String::new(), ifname: mark.text() }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        match NodeLife::parse(&self.id) {
+            Some(node) => Owner::Node(node, Mark::parse(&self.ifname)),
+            None => Owner::Pod(self.clone()),
+        }
+    }
+}
+
+/// Entries to put and, where there is none, to remove.
+pub type Change = BTreeMap<u128, Option<Entry>>;
+
+/// The entries of an `IPPool`, as they were at some moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// The object's resourceVersion at that moment.
+    pub version: String,
+    /// Whether the object has a map of allocations at all.
+    pub has_map: bool,
+    /// The entries by offset.
+    pub entries: BTreeMap<u128, Entry>,
+}
+
+impl Pool {
+    /// Reads the object. An entry that is none by the peer's schema cannot be there, and one whose key is no offset
+    /// stands for no address: it is left alone.
+    #[must_use]
+    pub fn parse(object: &Value) -> Self {
+        let allocations = object.pointer("/spec/allocations").and_then(Value::as_object);
+        let entry = |(key, value): (&String, &Value)| {
+            Some((key.parse().ok()?, serde_json::from_value(value.clone()).unwrap_or_default()))
+        };
+        Self {
+            version: object
+                .pointer("/metadata/resourceVersion")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
+            has_map: allocations.is_some(),
+            entries: allocations.into_iter().flatten().filter_map(entry).collect(),
+        }
+    }
+
+    /// The JSON Patch (RFC 6902) that makes the change, if the pool is still at this version.
+    #[must_use]
+    pub fn patch(&self, change: &Change) -> Value {
+        let mut operations =
+            vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": self.version})];
+        if !self.has_map {
+            operations.push(json!({"op": "add", "path": "/spec/allocations", "value": {}}));
+        }
+        operations.extend(change.iter().map(|(offset, entry)| {
+            let path = format!("/spec/allocations/{offset}");
+            match entry {
+                Some(entry) => json!({"op": "add", "path": path, "value": entry}),
+                None => json!({"op": "remove", "path": path}),
+            }
+        }));
+        Value::Array(operations)
+    }
+
+    /// The pool as it is once the change is made.
+    #[must_use]
+    pub fn changed(&self, change: &Change) -> Self {
+        let mut after = self.clone();
+        for (offset, entry) in change {
+            match entry {
+                Some(entry) => after.entries.insert(*offset, entry.clone()),
+                None => after.entries.remove(offset),
+            };
+        }
+        after
+    }
+
+    /// Offsets of the range that nobody has, ascending.
+    pub fn free<'a>(&'a self, range: &'a Range) -> impl Iterator<Item = u128> + 'a {
+        range.offsets().filter(|offset| !self.entries.contains_key(offset))
+    }
+
+    /// How many addresses of the range somebody has.
+    #[must_use]
+    pub fn used(&self, range: &Range) -> u128 {
+        self.entries.keys().filter(|offset| range.allows(**offset)).map(|_| 1).sum()
+    }
+
+    /// The nodes that keep addresses.
+    #[must_use]
+    pub fn nodes(&self) -> BTreeSet<NodeLife> {
+        let node = |entry: &Entry| match entry.owner() {
+            Owner::Node(node, _) => Some(node),
+            Owner::Pod(_) => None,
+        };
+        self.entries.values().filter_map(node).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object() -> Value {
+        json!({
+            "metadata": {"resourceVersion": "7"},
+            "spec": {"range": "10.0.0.0/24", "allocations": {
+                "1": {"id": "c1", "podref": "ns/p", "ifname": "net1"},
+                "2": {"id": "podrail:n-1:0a-0b", "podref": ""},
+                "3": {"id": "podrail:~n:0a-0b", "podref": "", "ifname": "wanted"},
+                "18446744073709551616": {"id": "podrail:n-1:0a-0b", "podref": "", "ifname": "condemned-x"},
+                "oops": {"id": "c", "podref": "p"},
+            }},
+        })
+    }
+
+    #[test]
+    fn owners_are_read_and_written_alike() {
+        let pool = Pool::parse(&object());
+        assert_eq!((pool.version.as_str(), pool.entries.len()), ("7", 4));
+        assert!(matches!(pool.entries[&1].owner(), Owner::Pod(_)));
+        for (offset, name, verified, mark) in [
+            (2, "n-1", true, Mark::None),
+            (3, "n", false, Mark::Wanted),
+            (1 << 64, "n-1", true, Mark::Condemned("x".to_owned())),
+        ] {
+            let Owner::Node(node, found) = pool.entries[&offset].owner() else { panic!("{offset}") };
+            assert_eq!((node.node.as_str(), node.verified, &found), (name, verified, &mark));
+            assert_eq!(Entry::of_node(&node, &mark), pool.entries[&offset]);
+        }
+        assert_eq!(pool.nodes().len(), 2);
+        assert_eq!(Pool::parse(&json!({"metadata": {}, "spec": {}})), Pool::default());
+    }
+
+    #[test]
+    fn a_patch_is_conditional() {
+        let pool = Pool::parse(&object());
+        let change = Change::from([(1, None), (5, Some(Entry { id: "c".into(), ..Entry::default() }))]);
+        assert_eq!(
+            pool.patch(&change),
+            json!([
+                {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+                {"op": "remove", "path": "/spec/allocations/1"},
+                {"op": "add", "path": "/spec/allocations/5", "value": {"id": "c", "podref": ""}},
+            ])
+        );
+        let after = pool.changed(&change);
+        assert!(!after.entries.contains_key(&1) && after.entries.contains_key(&5));
+        let range = Range::new("10.0.0.0/29".parse().unwrap(), None, None, &[], None);
+        assert_eq!(after.free(&range).collect::<Vec<_>>(), [1, 4, 6]);
+        assert_eq!(after.used(&range), 3);
+    }
+}

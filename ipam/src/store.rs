@@ -1,0 +1,159 @@
+//! The ledgers on disk.
+//!
+//! They belong on a file system that a reboot empties: no container outlives a reboot, so a ledger that did would only
+//! hold on to addresses. For the same reason nothing is forced to disk: the page cache outlives every process.
+
+use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use host::{FileLock, durable};
+
+use crate::error::Error;
+use crate::ledger::{Ledger, Moment};
+use crate::pool::NodeLife;
+
+/// How long to wait for a process that reads and writes a file.
+const LEDGER_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait for a process that talks to the API server.
+const CLAIM_LIMIT: Duration = Duration::from_secs(60);
+const SUFFIX: &str = ".json";
+
+/// The directory of a node's ledgers.
+#[derive(Debug, Clone)]
+pub struct Store {
+    directory: PathBuf,
+    node: String,
+    boot_id: String,
+}
+
+impl Store {
+    /// The ledgers in `directory`, of the node with this name.
+    ///
+    /// # Errors
+    /// When the directory cannot be made, or the machine does not tell its boot.
+    pub fn open(directory: &Path, node: &str) -> Result<Self, Error> {
+        durable::make_directory(directory)?;
+        let boot_id = host::boot_id().map_err(Error::Start)?;
+        Ok(Self { directory: directory.to_owned(), node: node.to_owned(), boot_id })
+    }
+
+    /// The name of the node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The kernel's identity of this boot.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// Who the node is to a pool, by its ledger.
+    #[must_use]
+    pub fn life(&self, ledger: &Ledger) -> NodeLife {
+        NodeLife {
+            node: self.node.clone(),
+            verified: ledger.verified,
+            boot: ledger.boot.clone(),
+            life: ledger.life.clone(),
+        }
+    }
+
+    /// Reads a pool's ledger, lets `work` change it and writes it when it did, all under a lock. When `work` returns,
+    /// its result is true of what is on disk.
+    ///
+    /// # Errors
+    /// When the ledger is locked for long, or cannot be read or written; then nothing has changed.
+    pub fn with<T>(&self, pool: &str, work: impl FnOnce(&mut Ledger, Moment) -> T) -> Result<T, Error> {
+        let _lock = FileLock::acquire(&self.path(pool, ".lock"), LEDGER_LIMIT)?;
+        let path = self.path(pool, SUFFIX);
+        let found = durable::read(&path)?.and_then(|bytes| Ledger::parse(&bytes));
+        let before = found.filter(|ledger| ledger.boot == self.boot());
+        let mut ledger = before.clone().unwrap_or_else(|| self.fresh());
+        let result = work(&mut ledger, now()?);
+        if before.as_ref() != Some(&ledger) {
+            // Only a map with keys that are no texts or numbers could fail.
+            let bytes = serde_json::to_vec(&ledger).map_err(|e| Error::Start(e.into()))?;
+            durable::replace(&path, &bytes)?;
+        }
+        Ok(result)
+    }
+
+    /// Keeps other processes of the node from talking to the API server about the pool.
+    ///
+    /// # Errors
+    /// When one does so for long.
+    pub fn claim_lock(&self, pool: &str) -> Result<FileLock, Error> {
+        Ok(FileLock::acquire(&self.path(pool, ".claim.lock"), CLAIM_LIMIT)?)
+    }
+
+    /// The pools of which there are ledgers.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn pools(&self) -> Result<Vec<String>, Error> {
+        let failed = |cause| durable::Error { operation: "reading", path: self.directory.clone(), cause };
+        let mut pools = Vec::new();
+        for file in fs::read_dir(&self.directory).map_err(failed)? {
+            let name = file.map_err(failed)?.file_name();
+            // Temporary files begin with a dot.
+            let name = name.to_string_lossy();
+            pools.extend(name.strip_suffix(SUFFIX).filter(|name| !name.starts_with('.')).map(str::to_owned));
+        }
+        pools.sort();
+        Ok(pools)
+    }
+
+    fn fresh(&self) -> Ledger {
+        let random = RandomState::new().hash_one(&self.boot_id);
+        Ledger::new(self.boot(), &format!("{:08x}", random & 0xffff_ffff))
+    }
+
+    fn boot(&self) -> &str {
+        self.boot_id.split('-').next().unwrap_or_default()
+    }
+
+    fn path(&self, pool: &str, suffix: &str) -> PathBuf {
+        self.directory.join(format!("{pool}{suffix}"))
+    }
+}
+
+/// The present moment.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn now() -> Result<Moment, Error> {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Moment { uptime: millis(host::uptime().map_err(Error::Start)?), wall: millis(wall) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Slot, Use};
+
+    #[test]
+    fn a_ledger_is_kept_for_one_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("new"), "n").unwrap();
+        let slot = Slot { state: Use::Idle, reserved: true, past: None };
+        let life = store
+            .with("p", |ledger, _| {
+                ledger.slots.insert(u128::MAX, slot.clone());
+                ledger.life.clone()
+            })
+            .unwrap();
+        let read = |store: &Store| store.with("p", |ledger, _| ledger.clone()).unwrap();
+        assert_eq!(read(&store).slots.get(&u128::MAX), Some(&slot));
+        assert_eq!((read(&store).life, store.pools().unwrap()), (life.clone(), vec!["p".to_owned()]));
+        let rebooted = Store { boot_id: "00000000-1".into(), ..store.clone() };
+        let fresh = read(&rebooted);
+        assert!(fresh.slots.is_empty() && fresh.life != life);
+        fs::write(store.path("p", SUFFIX), "{\"version\":9}").unwrap();
+        assert!(read(&store).slots.is_empty());
+    }
+}

@@ -1,0 +1,79 @@
+//! An API server that refuses, breaks off, or is away.
+
+use e2e::sim::apiserver::{Fault, Verb};
+use serde_json::json;
+
+use crate::node::Cluster;
+
+#[test]
+fn inside_its_block_a_node_asks_nobody() {
+    let cluster = Cluster::simulated();
+    let node = cluster.node("n1");
+    let ipam = json!({"range": "10.20.0.0/24"});
+    node.add(&ipam, "first");
+    let before = cluster.requests();
+    for pod in 0..10 {
+        node.add(&ipam, &format!("p{pod}"));
+        node.del(&ipam, &format!("p{pod}"));
+    }
+    assert_eq!(cluster.requests(), before);
+}
+
+#[test]
+fn without_an_api_server_pods_end_and_those_in_the_block_start() {
+    let mut cluster = Cluster::simulated();
+    let node = cluster.node("n1");
+    let (ipam, tight) = (json!({"range": "10.21.0.0/24"}), json!({"range": "10.22.0.0/31"}));
+    node.add(&ipam, "a");
+    node.add(&tight, "b");
+    cluster.server.as_mut().unwrap().inject(Fault::on(None, "/").drop_connection());
+    assert_eq!(node.add(&ipam, "c"), ["10.21.0.2/24"]);
+    node.del(&ipam, "a");
+    node.del(&tight, "b");
+    assert!(cluster.server.as_ref().unwrap().pending_faults() > 0);
+    cluster.server.as_mut().unwrap().clear_faults();
+    assert_eq!(cluster.allocations("10.22.0.0-31").len(), 1, "not told yet");
+    // The next call that gets through tells it.
+    node.del(&tight, "b");
+    assert!(cluster.allocations("10.22.0.0-31").is_empty());
+}
+
+#[test]
+fn no_answer_is_no_success_and_no_leak() {
+    let cluster = Cluster::simulated();
+    let server = cluster.server.as_ref().unwrap();
+    let pools = format!("/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/{}/ippools", cluster.namespace);
+    let reservations = pools.replace("ippools", "overlappingrangeipreservations");
+    let node = cluster.node("n1");
+    let ipam = json!({"range": "10.23.0.0/30"});
+    for (number, fault) in [
+        Fault::on(Verb::Patch, &pools).times(2).answer(409),
+        Fault::on(Verb::Patch, &pools).times(2).answer(429),
+        Fault::on(Verb::Patch, &pools).times(1).drop_answer(),
+        Fault::on(Verb::Create, &pools).times(1).drop_answer(),
+        Fault::on(Verb::Get, &pools).times(2).answer(500),
+        Fault::on(Verb::Create, &reservations).times(1).drop_answer(),
+        Fault::on(Verb::Create, &reservations).times(3).answer(503),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        server.inject(fault);
+        let got = node.add(&ipam, "a");
+        assert_eq!(got, ["10.23.0.1/30"], "{number}");
+        assert_eq!(cluster.allocations("10.23.0.0-30").len(), 1, "{number}");
+        node.del(&ipam, "a");
+        assert!(cluster.allocations("10.23.0.0-30").is_empty(), "{number}");
+        assert!(cluster.names("overlappingrangeipreservations").is_empty(), "{number}");
+        server.clear_faults();
+    }
+    server.inject(Fault::on(Verb::Patch, &pools).answer(403));
+    let error = node.try_add(&ipam, "a").unwrap_err();
+    assert!(error.msg.contains("Forbidden"), "{error}");
+    server.clear_faults();
+    // What may not be reserved is not given.
+    server.inject(Fault::on(Verb::Create, &reservations).answer(403));
+    assert!(node.try_add(&ipam, "a").is_err());
+    server.clear_faults();
+    assert_eq!(node.add(&ipam, "a"), ["10.23.0.1/30"]);
+}

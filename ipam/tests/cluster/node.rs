@@ -1,0 +1,218 @@
+//! A cluster, and nodes in it that run the plugin.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::PathBuf;
+
+use cni::{Args, CniResult, Command, Object, Plugin as _, Request, Version};
+use e2e::sim::apiserver::ApiServer;
+use ipam::config::Places;
+use ipam::plugin::Whereabouts;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+const GROUP: &str = "/apis/whereabouts.cni.cncf.io/v1alpha1";
+
+/// A cluster with a namespace of its own for pools.
+pub(crate) struct Cluster {
+    runtime: Runtime,
+    client: Client,
+    /// `None` on a real cluster.
+    pub(crate) server: Option<ApiServer>,
+    pub(crate) namespace: String,
+    kubeconfig: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// The cluster that the environment names, or a simulated one.
+    pub(crate) fn start() -> Self {
+        match std::env::var_os("PODRAIL_KUBECONFIG") {
+            Some(file) => Self::furnished(None, Kubeconfig::read_from(file).unwrap()),
+            None => Self::simulated(),
+        }
+    }
+
+    /// A simulated cluster, whatever the environment says.
+    pub(crate) fn simulated() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let server = runtime.block_on(ApiServer::start()).unwrap();
+        let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(None)).unwrap();
+        Self::furnished(Some((server, runtime)), kubeconfig)
+    }
+
+    fn furnished(server: Option<(ApiServer, Runtime)>, mut kubeconfig: Kubeconfig) -> Self {
+        let (server, runtime) = server
+            .map_or_else(|| (None, Runtime::new().unwrap()), |(server, runtime)| (Some(server), runtime));
+        let folder = tempfile::tempdir().unwrap();
+        let namespace = format!("ipam-{:08x}", RandomState::new().hash_one(folder.path()) >> 32);
+        for context in &mut kubeconfig.contexts {
+            context.context.as_mut().unwrap().namespace = Some(namespace.clone());
+        }
+        let path = folder.path().join("kubeconfig");
+        std::fs::write(&path, serde_json::to_vec(&kubeconfig).unwrap()).unwrap();
+        let client = runtime.block_on(async {
+            let options = KubeConfigOptions::default();
+            let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+            config.default_retry = false;
+            Client::try_from(config).unwrap()
+        });
+        let cluster = Self { runtime, client, server, namespace, kubeconfig: path, folder };
+        cluster.define();
+        cluster.post("/api/v1/namespaces", &json!({"metadata": {"name": cluster.namespace}})).unwrap();
+        cluster
+    }
+
+    /// The definitions as they are deployed.
+    fn define(&self) {
+        let manifest = include_str!("../../../deploy/whereabouts.yaml");
+        let objects: Vec<Value> = serde_saphyr::from_multiple(manifest).unwrap();
+        for definition in objects.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
+            match self.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition) {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        // A real API server serves a kind only a while after it was defined.
+        let served =
+            || ["ippools", "overlappingrangeipreservations"].iter().all(|kind| self.list(kind).is_ok());
+        for _ in 0..100 {
+            if served() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("the definitions are not served");
+    }
+
+    pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> kube::Result<Value> {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
+        self.runtime.block_on(self.client.request(request.body(body).unwrap()))
+    }
+
+    pub(crate) fn post(&self, path: &str, object: &Value) -> kube::Result<Value> {
+        self.send("POST", path, object)
+    }
+
+    fn list(&self, kind: &str) -> kube::Result<Value> {
+        self.send("GET", &format!("{GROUP}/namespaces/{}/{kind}", self.namespace), &Value::Null)
+    }
+
+    /// The names of all objects of a kind.
+    pub(crate) fn names(&self, kind: &str) -> Vec<String> {
+        let list = self.list(kind).unwrap();
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The allocations of a pool.
+    pub(crate) fn allocations(&self, pool: &str) -> serde_json::Map<String, Value> {
+        let path = format!("{GROUP}/namespaces/{}/ippools/{pool}", self.namespace);
+        self.send("GET", &path, &Value::Null).unwrap()["spec"]["allocations"].as_object().unwrap().clone()
+    }
+
+    /// Makes a pool as the peer makes it.
+    pub(crate) fn peer_pool(&self, name: &str, range: &str, allocations: &Value) {
+        let path = format!("{GROUP}/namespaces/{}/ippools", self.namespace);
+        let pool = json!({
+            "apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "IPPool",
+            "metadata": {"name": name}, "spec": {"range": range, "allocations": allocations},
+        });
+        self.post(&path, &pool).unwrap();
+    }
+
+    /// Reserves an address as the peer does.
+    pub(crate) fn peer_reservation(&self, name: &str, podref: &str) {
+        let path = format!("{GROUP}/namespaces/{}/overlappingrangeipreservations", self.namespace);
+        let reservation = json!({
+            "apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "OverlappingRangeIPReservation",
+            "metadata": {"name": name}, "spec": {"podref": podref},
+        });
+        self.post(&path, &reservation).unwrap();
+    }
+
+    /// How many requests the simulated server has seen.
+    pub(crate) fn requests(&self) -> usize {
+        self.server.as_ref().unwrap().requests().len()
+    }
+
+    /// A node that nothing ran on yet.
+    pub(crate) fn node(&self, name: &str) -> Node {
+        let dir = self.folder.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(
+            dir.join("whereabouts.conf"),
+            json!({"datastore": "kubernetes", "kubernetes": {"kubeconfig": self.kubeconfig}}).to_string(),
+        )
+        .unwrap();
+        std::fs::write(dir.join("nodename"), format!("{name}\n")).unwrap();
+        Node {
+            plugin: Whereabouts {
+                places: Places {
+                    flat_files: vec![dir.join("whereabouts.conf")],
+                    node_name: None,
+                    host_name: dir.join("hostname"),
+                    data_dir: dir.join("ledgers"),
+                },
+            },
+        }
+    }
+}
+
+/// A node.
+pub(crate) struct Node {
+    pub(crate) plugin: Whereabouts,
+}
+
+/// A call for pod `POD` of namespace `ns`, whose container is `POD-id`.
+pub(crate) fn request(command: Command, ipam: &Value, pod: &str, ifname: &str) -> Request {
+    let mut ipam = ipam.clone();
+    ipam["type"] = "whereabouts".into();
+    let mut config = json!({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "ipam": ipam});
+    if let Some(runtime) = ipam.get("runtimeConfig") {
+        config["runtimeConfig"] = runtime.clone();
+    }
+    let bytes = serde_json::to_vec(&config).unwrap();
+    Request {
+        command,
+        container_id: format!("{pod}-id"),
+        netns: Some("/var/run/netns/none".into()),
+        ifname: ifname.to_owned(),
+        args: Args::parse(&format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME={pod};K8S_POD_UID={pod}-uid"
+        ))
+        .unwrap(),
+        path: Vec::new(),
+        version: Version::V1_1_0,
+        name: "net".into(),
+        config: Object::parse(&bytes).unwrap(),
+        stdin: bytes,
+    }
+}
+
+/// The addresses of a result, with their gateways.
+pub(crate) fn texts(result: &CniResult) -> Vec<String> {
+    let text = |ip: &cni::IpConfig| match ip.gateway {
+        Some(gateway) => format!("{} via {gateway}", ip.address),
+        None => ip.address.to_string(),
+    };
+    result.ips.iter().map(text).collect()
+}
+
+impl Node {
+    pub(crate) fn try_add(&self, ipam: &Value, pod: &str) -> Result<Vec<String>, cni::Error> {
+        self.plugin.add(&request(Command::Add, ipam, pod, "net1")).map(|result| texts(&result))
+    }
+
+    pub(crate) fn add(&self, ipam: &Value, pod: &str) -> Vec<String> {
+        self.try_add(ipam, pod).unwrap_or_else(|error| panic!("{pod}: {error}"))
+    }
+
+    pub(crate) fn del(&self, ipam: &Value, pod: &str) {
+        self.plugin.del(&request(Command::Del, ipam, pod, "net1")).unwrap();
+    }
+}

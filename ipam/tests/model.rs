@@ -1,0 +1,390 @@
+//! The model: simulated nodes give out addresses over a pool while everything goes wrong that can, and no address ever
+//! has two containers. Thousands of histories, each reproducible by its seed.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ipam::exchange::{Want, condemn, inherit, plan, settle};
+use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, TRUST, Use};
+use ipam::pool::{Change, Entry, NodeLife, Owner, Pool};
+use ipam::range::Range;
+
+/// xorshift64*: a history must be the same wherever its seed is tried.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
+    }
+
+    fn one_in(&mut self, sides: u64) -> bool {
+        self.roll(sides) == 0
+    }
+}
+
+/// The API server: an object, and what is on its way to it.
+#[derive(Default)]
+struct Api {
+    pool: Pool,
+    version: u64,
+    /// Writes whose senders gave up waiting. They may still arrive.
+    late: Vec<(u64, Change)>,
+}
+
+impl Api {
+    fn write(&mut self, version: u64, change: &Change) -> bool {
+        if version != self.version {
+            return false;
+        }
+        self.pool = self.pool.changed(change);
+        self.version += 1;
+        true
+    }
+}
+
+struct Node {
+    me: NodeLife,
+    /// On tmpfs: it survives the process, and no reboot.
+    ledger: Ledger,
+    /// The truth: containers that run, and the address that each was given.
+    running: BTreeMap<String, u128>,
+    /// Containers that ended while the node was away: their DEL is still to come.
+    ended: Vec<String>,
+    partitioned: bool,
+    /// Whether there is a Node object. Without one it gets no new pods from the API server.
+    registered: bool,
+    /// What the node saw condemned: nonce and when.
+    condemned: BTreeMap<String, (String, u64)>,
+}
+
+struct World {
+    dice: Dice,
+    api: Api,
+    range: Range,
+    nodes: Vec<Node>,
+    /// Containers of the peer: by offset.
+    peers: BTreeMap<u128, String>,
+    clock: u64,
+    serial: u64,
+    cool_down: Duration,
+    /// Nodes that take more than their share hoard idle addresses, which others then ask back.
+    block: Option<u128>,
+    got: u64,
+}
+
+fn holder(name: &str) -> Holder {
+    Holder {
+        container: name.to_owned(),
+        ifname: "net1".into(),
+        podref: format!("ns/{name}"),
+        ..Holder::default()
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let subnet = ["10.0.0.0/30", "10.0.0.0/29", "10.0.0.0/27", "10.0.0.0/24", "2001:db8::/64"]
+            [usize::try_from(dice.roll(5)).unwrap()];
+        let count = 2 + dice.roll(4);
+        let mut world = Self {
+            range: Range::new(subnet.parse().unwrap(), None, None, &[], None),
+            nodes: Vec::new(),
+            api: Api { version: 1, ..Api::default() },
+            peers: BTreeMap::new(),
+            clock: 1_000_000,
+            serial: 0,
+            cool_down: Duration::from_secs(if dice.one_in(3) { 30 } else { 0 }),
+            block: dice.one_in(2).then_some(6),
+            got: 0,
+            dice,
+        };
+        for number in 0..count {
+            let me =
+                NodeLife { node: format!("n{number}"), verified: true, boot: "b0".into(), life: "l0".into() };
+            let ledger = Ledger::new(&me.boot, &me.life);
+            let (running, condemned, ended) = Default::default();
+            world.nodes.push(Node {
+                me,
+                ledger,
+                running,
+                ended,
+                partitioned: false,
+                registered: true,
+                condemned,
+            });
+        }
+        world
+    }
+
+    fn now(&self) -> Moment {
+        Moment { uptime: self.clock, wall: self.clock }
+    }
+
+    fn name(&mut self) -> String {
+        self.serial += 1;
+        format!("c{}", self.serial)
+    }
+
+    /// A conversation of a node with the API server, in which anything may fail. True when it came to its end.
+    fn exchange(&mut self, at: usize, demand: Option<&Demand<'_>>) -> bool {
+        for _ in 0..3 {
+            if self.nodes[at].partitioned || self.dice.one_in(12) {
+                return false;
+            }
+            let started = self.now();
+            let (read, version) = (self.api.pool.clone(), self.api.version);
+            self.clock += self.dice.roll(2_000);
+            let node = &mut self.nodes[at];
+            // What is in a process that dies before the ledger is on disk is lost.
+            let mut draft = node.ledger.clone();
+            draft.mark_surplus(started);
+            let none = BTreeSet::new();
+            let want = Want { demand, avoid: &none, block: self.block };
+            let change = plan(&mut draft, &read, &node.me, &want, started);
+            if self.dice.one_in(15) {
+                return false;
+            }
+            node.ledger = draft;
+            // Others act between the read and the write.
+            if self.dice.one_in(3) {
+                self.peer_step();
+            }
+            let written = if change.is_empty() { true } else { self.api.write(version, &change) };
+            if self.dice.one_in(12) {
+                // The answer is lost, or the request arrives when nobody waits for it any more.
+                if !written {
+                    self.api.late.push((version, change));
+                }
+                return false;
+            }
+            if self.dice.one_in(20) && !written {
+                self.api.late.push((version, change));
+                return false;
+            }
+            if !written {
+                continue;
+            }
+            if self.dice.one_in(15) {
+                return false;
+            }
+            let node = &mut self.nodes[at];
+            settle(&mut node.ledger, &read.changed(&change), &node.me, started);
+            return true;
+        }
+        false
+    }
+
+    fn add(&mut self, at: usize) {
+        let name = self.name();
+        let range = self.range.clone();
+        let demand = Demand { range: &range, only: BTreeSet::new(), holder: holder(&name), reserved: false };
+        for attempt in 0..2 {
+            let now = self.now();
+            let node = &mut self.nodes[at];
+            if let Some(offset) = node.ledger.take(&demand, now) {
+                // The process may die after the ledger is on disk: kubelet then calls DEL for the container.
+                if self.dice.one_in(20) {
+                    return self.del(at, &name);
+                }
+                self.nodes[at].running.insert(name, offset);
+                self.got += 1;
+                return;
+            }
+            if attempt == 1 || !self.exchange(at, Some(&demand)) {
+                return;
+            }
+        }
+    }
+
+    fn del(&mut self, at: usize, name: &str) {
+        let (now, cool_down) = (self.now(), self.cool_down);
+        let node = &mut self.nodes[at];
+        // The runtime has ended the container before it calls, and calls again when the call dies.
+        node.running.remove(name);
+        if !node.ledger.release_attachment(name, "net1", cool_down, now) {
+            node.ledger.strangers.push(Stranger { container: name.to_owned(), ifname: "net1".into() });
+        }
+        if node.ledger.mark_surplus(now) {
+            self.exchange(at, None);
+        }
+    }
+
+    /// The peer beside us: first free address, conditional write; release.
+    fn peer_step(&mut self) {
+        let version = self.api.version;
+        if self.dice.one_in(2) {
+            let Some(offset) = self.api.pool.free(&self.range).next() else { return };
+            let name = format!("p{}", self.name());
+            let entry = Entry { id: name.clone(), podref: format!("ns/{name}"), ifname: "net1".into() };
+            assert!(self.api.write(version, &Change::from([(offset, Some(entry))])));
+            assert_eq!(self.peers.insert(offset, name), None);
+        } else if let Some((offset, name)) = self.peers.pop_first() {
+            assert_eq!(self.api.pool.entries[&offset].id, name, "a peer's address was taken");
+            assert!(self.api.write(version, &Change::from([(offset, None)])));
+        }
+    }
+
+    fn reboot(&mut self, at: usize) {
+        self.serial += 1;
+        let (boot, life) = (format!("b{}", self.serial), format!("l{}", self.serial));
+        let node = &mut self.nodes[at];
+        node.running.clear();
+        node.condemned.clear();
+        node.ledger = Ledger::new(&boot, &life);
+        node.me = NodeLife { boot, life, ..node.me.clone() };
+    }
+
+    /// The ledger is lost while containers run.
+    fn lose_ledger(&mut self, at: usize) {
+        self.serial += 1;
+        let life = format!("l{}", self.serial);
+        let node = &mut self.nodes[at];
+        node.ledger = Ledger::new(&node.me.boot, &life);
+        node.me.life = life;
+    }
+
+    /// One node looks after another one that has no Node object.
+    fn bury(&mut self, at: usize) {
+        if self.nodes[at].partitioned {
+            return;
+        }
+        let version = self.api.version;
+        let gone: BTreeSet<String> =
+            self.nodes.iter().filter(|node| !node.registered).map(|node| node.me.node.clone()).collect();
+        for life in self.api.pool.nodes() {
+            if !gone.contains(&life.node) {
+                continue;
+            }
+            let patience = u64::try_from(TRUST.as_millis()).unwrap() * 2;
+            let seen = self.nodes[at].condemned.get(&life.to_string()).cloned();
+            let change = match &seen {
+                Some((nonce, since)) if self.clock - since >= patience => {
+                    inherit(&self.api.pool, &life, nonce)
+                }
+                Some((nonce, _)) if !inherit(&self.api.pool, &life, nonce).is_empty() => continue,
+                _ => {
+                    self.serial += 1;
+                    let nonce = format!("x{}", self.serial);
+                    let change = condemn(&self.api.pool, &life, &nonce);
+                    self.nodes[at].condemned.insert(life.to_string(), (nonce, self.clock));
+                    change
+                }
+            };
+            self.api.write(version, &change);
+            return;
+        }
+    }
+
+    fn step(&mut self) {
+        self.clock += self.dice.roll(5_000);
+        let at = usize::try_from(self.dice.roll(self.nodes.len() as u64)).unwrap();
+        match self.dice.roll(100) {
+            // A node without a Node object gets no pods.
+            0..40 if self.nodes[at].registered => self.add(at),
+            40..66 => {
+                if let Some(name) = self.nodes[at].ended.pop() {
+                    return self.del(at, &name);
+                }
+                let names: Vec<String> = self.nodes[at].running.keys().cloned().collect();
+                if !names.is_empty() {
+                    let name = &names[usize::try_from(self.dice.roll(names.len() as u64)).unwrap()];
+                    self.del(at, name);
+                }
+            }
+            66..70 => self.peer_step(),
+            70..72 => self.nodes[at].partitioned ^= true,
+            72 => self.reboot(at),
+            73 => self.lose_ledger(at),
+            74..78 => self.clock += 60_000 * self.dice.roll(30),
+            78..80 => {
+                // Whoever deletes a Node says that its machine is gone, and its containers with it. Its state comes
+                // back with it when it was not.
+                self.nodes[at].registered = false;
+                let ended = std::mem::take(&mut self.nodes[at].running);
+                self.nodes[at].ended.extend(ended.into_keys());
+            }
+            80..82 => self.nodes[at].registered = true,
+            82..97 => self.bury(at),
+            97 => {
+                if let Some((version, change)) = self.api.late.pop() {
+                    self.api.write(version, &change);
+                }
+            }
+            _ => drop(self.exchange(at, None)),
+        }
+    }
+
+    fn check(&self, seed: u64) {
+        let mut owners: BTreeMap<u128, String> = self.peers.clone();
+        for node in &self.nodes {
+            for (name, offset) in &node.running {
+                let other = owners.insert(*offset, name.clone());
+                assert_eq!(other, None, "seed {seed}: offset {offset} has two owners, one of them {name}");
+                let entry = self.api.pool.entries.get(offset);
+                let is_its = entry.is_some_and(
+                    |entry| matches!(entry.owner(), Owner::Node(life, _) if life.is_same_node(&node.me)),
+                );
+                assert!(is_its, "seed {seed}: {name} has offset {offset} and the pool says {entry:?}");
+            }
+        }
+    }
+
+    /// Everything ends: after the last DEL and a quiet exchange of every node, all addresses can be had again.
+    fn end(&mut self, seed: u64) {
+        for at in 0..self.nodes.len() {
+            self.nodes[at].partitioned = false;
+            self.nodes[at].registered = true;
+            let names: Vec<String> = self.nodes[at].running.keys().cloned().collect();
+            for name in names {
+                self.del(at, &name);
+            }
+            // What a lost ledger knew is free after the next boot.
+            self.reboot(at);
+            self.clock += 120_000;
+            for _ in 0..100 {
+                if self.exchange(at, None) && self.exchange(at, None) {
+                    break;
+                }
+            }
+            let node = &self.nodes[at];
+            assert!(
+                node.ledger.slots.values().all(|slot| slot.state == Use::Idle),
+                "seed {seed}: {:?}",
+                node.ledger
+            );
+        }
+        for (offset, entry) in &self.api.pool.entries {
+            match entry.owner() {
+                Owner::Pod(_) => {
+                    assert!(self.peers.contains_key(offset), "seed {seed}: {offset} leaked: {entry:?}");
+                }
+                Owner::Node(life, _) => {
+                    let keeper = self.nodes.iter().find(|node| node.me.is_same_life(&life));
+                    let keeps = keeper.is_some_and(|node| node.ledger.slots.contains_key(offset));
+                    assert!(keeps, "seed {seed}: {offset} is stranded with {life}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_history_gives_an_address_twice() {
+    let mut got = 0;
+    for seed in 1..=2_000 {
+        let mut world = World::new(seed);
+        for _ in 0..200 {
+            world.step();
+            world.check(seed);
+        }
+        world.end(seed);
+        got += world.got;
+    }
+    // A model in which nothing happens would hold as well.
+    assert!(got > 20_000, "{got} addresses were given");
+}
