@@ -8,6 +8,7 @@ mod attach;
 mod call;
 mod row;
 mod start;
+mod thick;
 mod trial;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ pub enum Bench {
     CniStart,
     /// `sriov` ADD and DEL of real VFs; needs root, and a PF with two VFs that nobody uses.
     CniAttach,
+    /// `multus-shim` and `multus-daemon` with delegates that do nothing, alone and 100 and 500 at a time; needs root.
+    MultusThick,
 }
 
 /// How it is measured.
@@ -66,6 +69,10 @@ pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
         Bench::CniAttach => {
             let reference = ["host-device", "host-local"];
             attach::measure(&options.copied_to(folder.path(), &["sriov", "podrail-floor"], &reference)?)
+        }
+        Bench::MultusThick => {
+            let ours = ["multus-shim", "multus-daemon", "podrail-delegate"];
+            thick::measure(&options.copied_to(folder.path(), &ours, &[])?)
         }
     }?;
     for line in row::table(&rows) {
