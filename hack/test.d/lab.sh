@@ -66,10 +66,10 @@ stage_lab() {
     lab_stages_end
 }
 
-# scenarios GRADE FLAGS: the suite on a node of that grade; its last line counts.
+# scenarios NAME GRADE FLAGS: the suite on a node of that grade; its last line counts.
 scenarios() {
-    local grade=$1 code=0 log=$LOGS/$1.scenarios line
-    shift
+    local name=$1 grade=$2 code=0 log=$LOGS/$1.scenarios line
+    shift 2
     timeout 3600 "$REPO/hack/lab" exec -- "$PROGRAMS/podrail-e2e" scenarios --node "$grade" --programs "$PROGRAMS" "$@" </dev/null 2>&1 |
         tee "$log" || code=$?
     line=$(tail -n 1 "$log" | tr -d '\r')
@@ -79,24 +79,33 @@ scenarios() {
         printf 'FAILED: the suite broke off (exit code %s)\n' "$code"
         count 0 1
     fi
-    # What only the other grade can show is run there; it is missing if nobody ran it.
-    sed -n 's/^not run: //p' "$log" | tr -d '\r' | sort >"$LOGS/$grade.left-out"
+    # What only another run can show is run there; it is missing if nobody ran it.
+    sed -n 's/^not run: //p' "$log" | tr -d '\r' | sort >"$LOGS/$name.left-out"
 }
 
-# scenario_gaps: scenarios that neither grade ran.
+# scenario_gaps: scenarios that no run has shown.
 scenario_gaps() {
-    local name reason
-    [[ -e $LOGS/sim.left-out && -e $LOGS/kubernetes.left-out ]] || return 0
-    while read -r name reason; do
-        if grep -q "^$name " "$LOGS/sim.left-out"; then not_run "$name" "on either grade ${reason}"; fi
-    done <"$LOGS/kubernetes.left-out"
+    local name runs=("$LOGS"/{sim,thick,kubernetes}.left-out)
+    for name in "${runs[@]}"; do [[ -e $name ]] || return 0; done
+    sed 's/ ([^(]*)$//' "${runs[@]}" | sort | uniq -c | while read -r count name; do
+        if ((count == ${#runs[@]})); then printf '%s\n' "$name"; fi
+    done >"$LOGS/gaps"
+    while read -r name; do not_run "$name" "in no run of the suite"; done <"$LOGS/gaps"
 }
 
 stage_sim() {
     lab_possible || return 0
     shipped_programs
     boot_lab --pfs 2 --vfs 7
-    scenarios sim
+    scenarios sim sim
+    lab_stages_end
+}
+
+stage_thick() {
+    lab_possible || return 0
+    shipped_programs
+    boot_lab --pfs 2 --vfs 7
+    scenarios thick sim --thick
     lab_stages_end
 }
 
@@ -107,7 +116,7 @@ stage_kubernetes() {
     on_leash "$$" "$INSTANCE/test-leash" env PODRAIL_LAB="$PODRAIL_LAB" "$REPO/hack/kubernetes" down
     "$REPO/hack/kubernetes" up
     PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p e2e --test apiserver || true
-    scenarios kubernetes --kubeconfig "$INSTANCE/share/kubeconfig"
+    scenarios kubernetes kubernetes --kubeconfig "$INSTANCE/share/kubeconfig"
     scenario_gaps
     lab_stages_end
 }

@@ -51,25 +51,12 @@ pub struct DaemonConf {
     pub kubeconfig: Option<PathBuf>,
     /// Directory of the state of sandboxes.
     pub cni_dir: PathBuf,
-    /// How a certificate of the node's own is got.
-    pub certificate: Option<CertificateConf>,
     /// Port of the metrics listener.
     pub metrics_port: Option<u16>,
     /// Whether the runtime's configuration goes when the daemon ends; then pods get the primary network alone.
     pub cleanup_on_exit: bool,
     /// Whether networks are attached and detached when the annotation of a running pod changes.
     pub follow_annotations: bool,
-}
-
-/// `perNodeCertificate`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateConf {
-    /// The kubeconfig by which the first certificate is asked for; kubelet's.
-    pub bootstrap_kubeconfig: PathBuf,
-    /// Where certificates are kept.
-    pub directory: PathBuf,
-    /// How long a certificate is asked to be good.
-    pub duration: std::time::Duration,
 }
 
 impl DaemonConf {
@@ -114,7 +101,6 @@ impl DaemonConf {
             readiness_indicator: path("readinessindicatorfile")?,
             kubeconfig: path("kubeconfig")?,
             cni_dir: path("cniDir")?.unwrap_or_else(|| DEFAULT_CNI_DIR.into()),
-            certificate: certificate(&raw)?,
             metrics_port: raw.decode("metricsPort")?,
             cleanup_on_exit: flag("cleanupConfigOnExit")?,
             follow_annotations: flag("followAnnotations")?,
@@ -152,48 +138,6 @@ fn log(raw: &Object) -> Result<LogConf, cni::Error> {
     Ok(LogConf { to_stderr, ..LogConf::read(raw)? })
 }
 
-fn certificate(raw: &Object) -> Result<Option<CertificateConf>, cni::Error> {
-    let Some(section) = raw.decode::<Object>("perNodeCertificate")? else { return Ok(None) };
-    if !section.decode::<bool>("enabled")?.unwrap_or_default() {
-        return Ok(None);
-    }
-    let path = |key, default: &str| {
-        section.decode::<String>(key).map(|t| PathBuf::from(t.unwrap_or_else(|| default.to_owned())))
-    };
-    let duration = section.decode::<String>("certDuration")?.unwrap_or_else(|| "10m".to_owned());
-    let seconds = go_duration(&duration).ok_or_else(|| {
-        cni::Error::invalid_config(format!(
-            "perNodeCertificate.certDuration {duration:?} is no duration, as 24h is"
-        ))
-    })?;
-    Ok(Some(CertificateConf {
-        bootstrap_kubeconfig: path("bootstrapKubeconfig", "/var/lib/kubelet/kubeconfig")?,
-        directory: path("certDir", "/etc/cni/multus/certs")?,
-        duration: std::time::Duration::from_secs(seconds),
-    }))
-}
-
-/// A duration as Go writes it (`1h30m`), in whole seconds.
-fn go_duration(text: &str) -> Option<u64> {
-    let mut seconds = 0_u64;
-    let mut number = String::new();
-    for c in text.chars() {
-        if c.is_ascii_digit() {
-            number.push(c);
-            continue;
-        }
-        let unit = match c {
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
-            _ => return None,
-        };
-        seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
-        number.clear();
-    }
-    (number.is_empty() && seconds > 0).then_some(seconds)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +151,7 @@ mod tests {
         let conf = read(r#"{"chrootDir":null,"multusConfigFile":"auto","socketDir":""}"#).unwrap();
         assert_eq!(conf.socket_dir, Path::new("/run/multus/"));
         assert_eq!(conf.cni_config_dir, Path::new("/etc/cni/net.d"));
-        assert!(conf.is_auto() && conf.chroot.is_none() && conf.certificate.is_none() && !conf.log.to_stderr);
+        assert!(conf.is_auto() && conf.chroot.is_none() && !conf.log.to_stderr);
         assert_eq!((conf.add_limit, conf.del_limit), (DEFAULT_LIMIT, DEFAULT_LIMIT));
     }
 
@@ -217,24 +161,10 @@ mod tests {
             (r#"{"connectionLimit":0}"#, "connectionLimit"),
             (r#"{"connectionLimit":-1}"#, "connectionLimit"),
             (r#"{"socketDir":1}"#, "socketDir"),
-            (r#"{"perNodeCertificate":{"enabled":true,"certDuration":"soon"}}"#, "certDuration"),
         ] {
             let error = read(json).unwrap_err().to_string();
             assert!(error.contains(part), "{json}: {error}");
         }
-    }
-
-    #[test]
-    fn certificates() {
-        let conf = read(
-            r#"{"perNodeCertificate":{"enabled":true,"bootstrapKubeconfig":"/k","certDuration":"1h30m"}}"#,
-        )
-        .unwrap();
-        let certificate = conf.certificate.unwrap();
-        assert_eq!(certificate.bootstrap_kubeconfig, Path::new("/k"));
-        assert_eq!(certificate.directory, Path::new("/etc/cni/multus/certs"));
-        assert_eq!(certificate.duration.as_secs(), 5400);
-        assert!(read(r#"{"perNodeCertificate":{"enabled":false}}"#).unwrap().certificate.is_none());
     }
 
     #[test]

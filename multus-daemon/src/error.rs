@@ -63,9 +63,6 @@ pub enum Error {
     /// A call of ours to the API server, kubelet or a delegate failed.
     #[error("{0}")]
     Multus(#[from] multus::Error),
-    /// The node's certificate could not be had.
-    #[error("certificate of this node: {0}")]
-    Certificate(String),
     /// The daemon was started in a way that it cannot run.
     #[error("{0}")]
     Usage(String),

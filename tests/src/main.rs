@@ -82,6 +82,9 @@ struct NodeArgs {
     /// How many VFs are bound to vfio-pci.
     #[arg(long, value_name = "N", default_value_t = 2)]
     vfio: usize,
+    /// Multus in thick mode: multus-shim and multus-daemon in place of multus.
+    #[arg(long)]
+    thick: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -100,7 +103,12 @@ impl NodeArgs {
                 NodeKind::Kubernetes => Grade::Kubernetes,
             },
             kubeconfig: self.kubeconfig,
-            sources: Sources { programs: self.programs, reference: self.reference, vfio: self.vfio },
+            sources: Sources {
+                programs: self.programs,
+                reference: self.reference,
+                vfio: self.vfio,
+                thick: self.thick,
+            },
         }
     }
 }

@@ -48,7 +48,7 @@ pub async fn run(setup: &Setup, scenarios: &[Scenario], filter: &str, report: Op
     let mut finished = Vec::new();
     for scenario in chosen {
         let started = Instant::now();
-        let outcome = match scenario.obstacle(setup.grade) {
+        let outcome = match scenario.obstacle(setup.grade, setup.sources.thick) {
             Some(reason) => Outcome::NotRun(reason.to_owned()),
             None => one(&mut session, scenario, &mut before).await,
         };

@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::inside::Inside;
 use crate::node::{Grade, KubeNode, Node, SimNode};
 use crate::pod::PodSpec;
-use crate::prepare::{NETDEVICE, Prepared, Sources, VFIO, multus_kubeconfig, prepare};
+use crate::prepare::{NETDEVICE, Prepared, Sources, VFIO, multus_kubeconfig, prepare, wait_in_front};
 use crate::vfs::{self, Vfs};
 
 /// How a session is started.
@@ -73,6 +73,9 @@ impl Session {
         let kubeconfig = multus_kubeconfig(&cluster.client(), node.kubeconfig()).await?;
         let prepared = prepare(&setup.sources, &sysfs, &kubeconfig, tell)?;
         let mut session = Session { cluster, node, prepared, sysfs, netlink: Netlink::connect()? };
+        if session.prepared.multus_daemon.is_some() {
+            wait_in_front().await?;
+        }
         session.wait_advertised().await?;
         session.cluster.wait_ready().await?;
         Ok(session)

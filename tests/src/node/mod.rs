@@ -10,6 +10,7 @@ use anyhow::Result;
 use futures_util::future::LocalBoxFuture;
 
 pub use kubernetes::KubeNode;
+pub(crate) use simulated::NAME as SIMULATED;
 pub use simulated::SimNode;
 
 /// What surrounds the programs under test.

@@ -17,7 +17,7 @@ use crate::sim::scheduler;
 const KUBECONFIG: &str = "/run/podrail/sim/kubeconfig";
 
 /// Name of the simulated node.
-const NAME: &str = "simulated";
+pub(crate) const NAME: &str = "simulated";
 
 /// A simulated node.
 #[derive(Debug)]

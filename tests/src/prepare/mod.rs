@@ -4,6 +4,7 @@
 
 mod access;
 mod device_plugin;
+mod multus_daemon;
 mod network;
 mod programs;
 mod vfio;
@@ -15,7 +16,8 @@ use host::{PciAddress, Sysfs};
 
 pub use access::multus_kubeconfig;
 pub use device_plugin::{DevicePlugin, NETDEVICE, VFIO, write_config};
-pub use network::{BRIDGE, KUBECONFIG, PRIMARY};
+pub use multus_daemon::MultusDaemon;
+pub use network::{BRIDGE, KUBECONFIG, PRIMARY, in_front, wait_in_front};
 
 /// Where the parts of a node come from.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct Sources {
     pub reference: PathBuf,
     /// How many VFs are bound to vfio-pci.
     pub vfio: usize,
+    /// Whether Multus is a daemon with a shim.
+    pub thick: bool,
 }
 
 /// What a prepared node has.
@@ -33,6 +37,8 @@ pub struct Sources {
 pub struct Prepared {
     /// The running device plugin.
     pub device_plugin: DevicePlugin,
+    /// The running Multus daemon, in thick mode.
+    pub multus_daemon: Option<MultusDaemon>,
     /// VFs with a kernel driver.
     pub netdevices: Vec<PciAddress>,
     /// VFs that are bound to vfio-pci.
@@ -51,13 +57,19 @@ pub fn prepare(
 ) -> Result<Prepared> {
     programs::install(sources, Path::new("/opt/cni/bin"))?;
     tell(format!(
-        "/opt/cni/bin has multus and sriov from {}, and the reference plugins",
+        "/opt/cni/bin has the plugins from {}, and the reference plugins",
         sources.programs.display()
     ));
-    network::configure(kubeconfig)?;
-    tell(format!(
-        "/etc/cni/net.d/00-multus.conf: Multus over the primary network {PRIMARY} (bridge {BRIDGE})"
-    ));
+    let multus_daemon = if sources.thick {
+        network::configure_thick(kubeconfig)?;
+        let daemon = MultusDaemon::start(&sources.programs)?;
+        tell(format!("multus-daemon started, its log is {}", daemon.log().display()));
+        Some(daemon)
+    } else {
+        network::configure(kubeconfig)?;
+        None
+    };
+    tell(format!("Multus stands in front of the primary network {PRIMARY} (bridge {BRIDGE})"));
     let split = vfio::split(sysfs, sources.vfio)?;
     tell(format!(
         "{} VFs with a network interface, {} bound to vfio-pci",
@@ -67,7 +79,7 @@ pub fn prepare(
     reserve_hugepages()?;
     let device_plugin = DevicePlugin::start(&sources.programs, &split.drivers)?;
     tell(format!("device plugin started, its log is {}", device_plugin.log().display()));
-    Ok(Prepared { device_plugin, netdevices: split.netdevices, vfio: split.vfio })
+    Ok(Prepared { device_plugin, multus_daemon, netdevices: split.netdevices, vfio: split.vfio })
 }
 
 /// Reserves at least 128 MiB of huge pages, which DPDK needs.

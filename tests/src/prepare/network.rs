@@ -1,10 +1,16 @@
 //! The node's network configuration: Multus in front of a primary network of the reference plugins.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::wait::until;
+
+/// How long the daemon may take to start, on an emulated processor.
+const WRITES: Duration = Duration::from_secs(60);
 
 /// Name of the primary network.
 pub const PRIMARY: &str = "podrail-primary";
@@ -13,8 +19,17 @@ pub const BRIDGE: &str = "podrail0";
 /// The kubeconfig of Multus.
 pub const KUBECONFIG: &str = "/etc/cni/net.d/multus.d/multus.kubeconfig";
 
-/// Sorts before whatever else is in the folder.
-const CONF: &str = "/etc/cni/net.d/00-multus.conf";
+/// Folder of the runtime's configurations.
+const FOLDER: &str = "/etc/cni/net.d";
+/// Multus in thin mode: sorts before whatever else is in the folder.
+const THIN: &str = "00-multus.conf";
+/// Multus in thick mode, as its daemon writes it for a primary of version 1.0.0.
+const THICK: &str = "00-multus.conflist";
+/// The primary network by itself, in thick mode.
+const ALONE: &str = "10-podrail-primary.conflist";
+
+/// Configuration of the Multus daemon.
+pub(super) const DAEMON_CONF: &str = "/etc/cni/net.d/multus.d/daemon-config.json";
 
 /// Writes Multus' configuration, and `kubeconfig` for it.
 ///
@@ -22,28 +37,65 @@ const CONF: &str = "/etc/cni/net.d/00-multus.conf";
 /// A file cannot be written.
 pub(super) fn configure(kubeconfig: &str) -> Result<()> {
     write(Path::new(KUBECONFIG), kubeconfig.as_bytes())?;
+    for other in [THICK, ALONE] {
+        host::durable::remove(&Path::new(FOLDER).join(other))?;
+    }
     let conf = json!({
         "cniVersion": "0.4.0",
         "name": "multus-cni-network",
         "type": "multus",
         "kubeconfig": KUBECONFIG,
-        "delegates": [{
-            "cniVersion": "0.4.0",
-            "name": PRIMARY,
-            "plugins": [{
-                "type": "bridge",
-                "bridge": BRIDGE,
-                "isGateway": true,
-                "ipMasq": false,
-                "ipam": {
-                    "type": "host-local",
-                    "ranges": [[{"subnet": "10.88.0.0/24"}]],
-                    "routes": [{"dst": "0.0.0.0/0"}],
-                },
-            }],
-        }],
+        "delegates": [primary("0.4.0")],
     });
-    write(Path::new(CONF), &serde_json::to_vec_pretty(&conf)?)
+    write(&Path::new(FOLDER).join(THIN), &serde_json::to_vec_pretty(&conf)?)
+}
+
+/// Writes the primary network's configuration, and that of the Multus daemon, which puts itself in front of it.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn configure_thick(kubeconfig: &str) -> Result<()> {
+    write(Path::new(KUBECONFIG), kubeconfig.as_bytes())?;
+    for other in [THIN, THICK] {
+        host::durable::remove(&Path::new(FOLDER).join(other))?;
+    }
+    write(&Path::new(FOLDER).join(ALONE), &serde_json::to_vec_pretty(&primary("1.0.0"))?)?;
+    let conf = json!({"kubeconfig": KUBECONFIG, "logLevel": "debug", "logToStderr": true});
+    write(Path::new(DAEMON_CONF), &serde_json::to_vec_pretty(&conf)?)
+}
+
+/// Waits until the daemon has put Multus in front of the primary network.
+///
+/// # Errors
+/// It does not.
+pub async fn wait_in_front() -> Result<()> {
+    until(WRITES, "multus-daemon to write the runtime's configuration", async || {
+        Ok(Path::new(FOLDER).join(THICK).exists().then_some(()))
+    })
+    .await
+}
+
+/// The file that puts Multus in front of the primary network in thick mode.
+pub fn in_front() -> PathBuf {
+    Path::new(FOLDER).join(THICK)
+}
+
+fn primary(version: &str) -> Value {
+    json!({
+        "cniVersion": version,
+        "name": PRIMARY,
+        "plugins": [{
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "isGateway": true,
+            "ipMasq": false,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.88.0.0/24"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }],
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -11,6 +11,9 @@ use super::Sources;
 /// The CNI plugins under test.
 const UNDER_TEST: [&str; 2] = ["multus", "sriov"];
 
+/// The one that is there in place of `multus` in thick mode.
+const SHIM: &str = "multus-shim";
+
 /// The reference plugins that the suite's networks use.
 const REFERENCE: [&str; 4] = ["bridge", "host-local", "loopback", "static"];
 
@@ -25,6 +28,7 @@ pub(super) fn install(sources: &Sources, target: &Path) -> Result<()> {
             .context("the reference CNI plugins are needed (package containernetworking-plugins)")?;
     }
     for name in UNDER_TEST {
+        let name = if sources.thick && name == "multus" { SHIM } else { name };
         copy(&sources.programs.join(name), target)?;
     }
     Ok(())
@@ -60,7 +64,8 @@ mod tests {
                 fs::write(from.join(name), from.to_str().unwrap()).unwrap();
             }
         }
-        let sources = Sources { programs: programs.clone(), reference: reference.clone(), vfio: 0 };
+        let sources =
+            Sources { programs: programs.clone(), reference: reference.clone(), vfio: 0, thick: false };
         for _ in 0..2 {
             install(&sources, &target).unwrap();
             assert_eq!(fs::read_dir(&target).unwrap().count(), UNDER_TEST.len() + REFERENCE.len());

@@ -29,6 +29,11 @@ pub(super) async fn multus_killed(session: &mut Session) -> Result<()> {
     killed(session, "multus").await
 }
 
+/// kill -9 of the shim, as a runtime does that has waited long enough: nobody waits for the ADD any more.
+pub(super) async fn shim_killed(session: &mut Session) -> Result<()> {
+    killed(session, "multus-shim").await
+}
+
 /// Kills `program` while the VF is on its way; the pod has to run in the end, and everything to come back after it.
 async fn killed(session: &mut Session, program: &str) -> Result<()> {
     let before = session.vfs().await?;

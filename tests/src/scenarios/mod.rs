@@ -10,6 +10,7 @@ mod interrupted;
 mod netdevice;
 mod restarts;
 mod teardown;
+mod thick;
 mod vfio;
 mod vlan;
 
@@ -40,6 +41,10 @@ pub enum RunsOn {
     Any,
     /// On nodes of this grade, for a reason that is told where it does not run.
     Only(Grade, &'static str),
+    /// Where Multus is a daemon.
+    Thick,
+    /// Where it is not.
+    Thin,
 }
 
 impl Scenario {
@@ -47,11 +52,21 @@ impl Scenario {
         Scenario { name, runs_on: RunsOn::Any, run }
     }
 
-    /// Why it cannot run on nodes of `grade`.
-    pub fn obstacle(&self, grade: Grade) -> Option<&'static str> {
+    const fn thick(name: &'static str, run: Run) -> Scenario {
+        Scenario { name, runs_on: RunsOn::Thick, run }
+    }
+
+    const fn thin(name: &'static str, run: Run) -> Scenario {
+        Scenario { name, runs_on: RunsOn::Thin, run }
+    }
+
+    /// Why it cannot run on nodes of `grade`, with Multus as a daemon or not.
+    pub fn obstacle(&self, grade: Grade, is_thick: bool) -> Option<&'static str> {
         match self.runs_on {
             RunsOn::Only(needed, reason) if needed != grade => Some(reason),
-            RunsOn::Any | RunsOn::Only(..) => None,
+            RunsOn::Thick if !is_thick => Some("it is about multus-daemon: --thick"),
+            RunsOn::Thin if is_thick => Some("it is about multus: without --thick"),
+            RunsOn::Any | RunsOn::Only(..) | RunsOn::Thick | RunsOn::Thin => None,
         }
     }
 }
@@ -101,7 +116,17 @@ pub const ALL: &[Scenario] = &[
         Box::pin(restarts::device_plugin_killed(s))
     }),
     Scenario::any("sriov is killed in the middle of ADD", |s| Box::pin(interrupted::sriov_killed(s))),
-    Scenario::any("multus is killed in the middle of ADD", |s| Box::pin(interrupted::multus_killed(s))),
+    Scenario::thin("multus is killed in the middle of ADD", |s| Box::pin(interrupted::multus_killed(s))),
+    Scenario::thick("multus-shim is killed in the middle of ADD", |s| Box::pin(interrupted::shim_killed(s))),
+    Scenario::thick("multus-daemon is killed while pods come and go", |s| Box::pin(thick::killed(s))),
+    Scenario::thick("multus-daemon is upgraded under load, and no ADD fails", |s| {
+        Box::pin(thick::upgraded(s))
+    }),
+    Scenario::thick("DEL while multus-daemon is away is done when it is back", |s| Box::pin(thick::away(s))),
+    Scenario::thick("another agent renames the configuration of Multus", |s| Box::pin(thick::renamed(s))),
+    Scenario::thick("multus is uninstalled while a pod runs, and installed again", |s| {
+        Box::pin(thick::uninstalled(s))
+    }),
 ];
 
 #[cfg(test)]

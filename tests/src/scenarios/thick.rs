@@ -1,0 +1,186 @@
+//! What happens to the Multus daemon, and what pods notice of it: nothing.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::pod::PodSpec;
+use crate::prepare::{MultusDaemon, NETDEVICE, in_front, wait_in_front};
+use crate::session::{Running, Session};
+use crate::wait::until;
+
+/// The state of Multus on the node.
+const STATE: &str = "/var/lib/cni/multus";
+/// The leases of the second network.
+const LEASES: &str = "/var/lib/cni/networks/second";
+/// How long what was left is seen to.
+const SEEN_TO: Duration = Duration::from_secs(120);
+
+/// kill -9 while pods come and go: each gets both of its networks in the end, and nothing of any of them is left.
+pub(super) async fn killed(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    second_network(session).await?;
+    for round in 0..3_u64 {
+        let specs: Vec<PodSpec> =
+            (0..4).map(|index| two_networks(&format!("killed-{round}-{index}"))).collect();
+        try_join_all(specs.iter().map(|spec| session.cluster.create_pod(spec))).await?;
+        kill_at_some_point(session, round).await?;
+        for spec in &specs {
+            session.cluster.wait_running(spec.name()).await?;
+            ensure_both(session, spec.name()).await?;
+        }
+        try_join_all(specs.iter().map(|spec| session.cluster.request_deletion(spec.name()))).await?;
+        kill_at_some_point(session, round + 1).await?;
+        try_join_all(specs.iter().map(|spec| session.cluster.wait_gone(spec.name()))).await?;
+    }
+    nothing_left().await?;
+    session.ensure_unchanged(&before).await
+}
+
+/// An upgrade while pods start: none of them has to be tried twice.
+pub(super) async fn upgraded(session: &mut Session) -> Result<()> {
+    second_network(session).await?;
+    let specs: Vec<PodSpec> = (0..6).map(|index| two_networks(&format!("upgraded-{index}"))).collect();
+    try_join_all(specs.iter().map(|spec| session.cluster.create_pod(spec))).await?;
+    for pause in [0, 300, 900] {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let daemon = daemon(session)?;
+        tokio::task::block_in_place(|| daemon.upgrade(Duration::from_secs(1)))?;
+    }
+    for spec in &specs {
+        session.cluster.wait_running(spec.name()).await?;
+        ensure_both(session, spec.name()).await?;
+        let warnings = session.cluster.warnings(spec.name()).await?;
+        ensure!(warnings.is_empty(), "pod {} had to be tried again: {warnings:?}", spec.name());
+    }
+    try_join_all(specs.iter().map(|spec| session.cluster.delete_pod(spec.name()))).await?;
+    nothing_left().await
+}
+
+/// A pod goes while the daemon is away.
+pub(super) async fn away(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    let pod = vf_and_second(session, "away").await?;
+    daemon(session)?.end(Signal::SIGKILL)?;
+    let deleted = session.delete(&pod).await;
+    daemon(session)?.restart()?;
+    deleted.context("while the daemon is away")?;
+    nothing_left().await?;
+    session.ensure_unchanged(&before).await
+}
+
+/// Cilium renames what is not its own, for instance.
+pub(super) async fn renamed(session: &mut Session) -> Result<()> {
+    second_network(session).await?;
+    let ours = in_front();
+    let renamed = ours.with_extension("conflist.cilium_bak");
+    std::fs::rename(&ours, &renamed).context("rename the configuration")?;
+    wait_in_front().await?;
+    std::fs::remove_file(&renamed)?;
+    let pod = session.run(two_networks("renamed")).await?;
+    ensure_both(session, "renamed").await?;
+    session.delete(&pod).await
+}
+
+/// The pod keeps its networks and gives them back; new pods get the primary alone until Multus is there again.
+pub(super) async fn uninstalled(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    let pod = vf_and_second(session, "before").await?;
+    let program = daemon(session)?.program().to_owned();
+    let source = program.parent().unwrap_or(Path::new("/")).to_owned();
+    let multus = |verb: &str, arguments: &[&str]| -> Result<std::process::Child> {
+        let mut command = Command::new(&program);
+        command.arg(verb).arg("--source-dir").arg(&source).args(arguments).stdin(Stdio::null());
+        Ok(command.stderr(Stdio::null()).spawn()?)
+    };
+    let places = ["--cni-bin-dir=/opt/cni/bin", "--cni-conf-dir=/etc/cni/net.d", "--wait=600"];
+    let credentials = std::fs::read(crate::prepare::KUBECONFIG)?;
+    let mut uninstall = multus("uninstall", &places)?;
+    until(SEEN_TO, "the primary's configuration to be in force", async || {
+        Ok((!in_front().exists()).then_some(()))
+    })
+    .await?;
+    let plain = session.run(PodSpec::new("plain").networks("second")).await?;
+    ensure!(plain.inside.link("net1").await.is_err(), "a pod has a second network without Multus");
+    session.delete(&plain).await?;
+    ensure!(pod.inside.link("net1").await?.0.up, "the running pod has lost its VF");
+    session.delete(&pod).await?;
+    let ended = tokio::task::spawn_blocking(move || uninstall.wait()).await??;
+    ensure!(ended.success(), "uninstall: {ended}");
+    ensure!(!Path::new("/opt/cni/bin/multus-shim").exists(), "multus-shim is left");
+    nothing_left().await?;
+    session.ensure_unchanged(&before).await?;
+
+    // The one that was told to make place waits for its end.
+    daemon(session)?.end(Signal::SIGTERM)?;
+    let installed = multus("install", &["--type=thick", "--dest-dir=/opt/cni/bin"])?.wait()?;
+    ensure!(installed.success(), "install: {installed}");
+    std::fs::create_dir_all("/etc/cni/net.d/multus.d")?;
+    host::durable::write(Path::new(crate::prepare::KUBECONFIG), &credentials)?;
+    daemon(session)?.restart()?;
+    wait_in_front().await?;
+    let pod = session.run(two_networks("after")).await?;
+    ensure_both(session, "after").await?;
+    session.delete(&pod).await
+}
+
+fn daemon(session: &mut Session) -> Result<&mut MultusDaemon> {
+    session.prepared.multus_daemon.as_mut().context("there is no multus-daemon")
+}
+
+/// Each time at another moment of what is going on.
+async fn kill_at_some_point(session: &mut Session, round: u64) -> Result<()> {
+    for turn in 0..3 {
+        tokio::time::sleep(Duration::from_millis(150 + 370 * ((round + turn) % 4))).await;
+        daemon(session)?.end(Signal::SIGKILL)?;
+        daemon(session)?.restart()?;
+    }
+    Ok(())
+}
+
+/// A network without a VF, so that there can be as many pods as wanted.
+async fn second_network(session: &Session) -> Result<()> {
+    let config = json!({
+        "cniVersion": "1.0.0", "name": "second", "type": "bridge", "bridge": "podrail1",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/24"}]]},
+    });
+    session.cluster.create_nad("second", &config, None).await
+}
+
+fn two_networks(name: &str) -> PodSpec {
+    PodSpec::new(name).networks("second")
+}
+
+async fn vf_and_second(session: &Session, name: &str) -> Result<Running> {
+    second_network(session).await?;
+    session.vlan_network("vlan100", 100).await?;
+    let request = json!([{"name": "vlan100", "ips": ["10.56.100.60/24"]}, {"name": "second"}]);
+    session.run(PodSpec::new(name).networks(&request).devices(NETDEVICE, 1)).await
+}
+
+async fn ensure_both(session: &Session, pod: &str) -> Result<()> {
+    let status = session.cluster.network_status(pod).await?;
+    let interfaces: Vec<&str> = status.iter().map(|state| state.interface.as_str()).collect();
+    ensure!(interfaces == ["eth0", "net1"], "pod {pod} has {interfaces:?}");
+    Ok(())
+}
+
+/// No record, no kept DEL, no lease.
+async fn nothing_left() -> Result<()> {
+    let files = |folder: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let names =
+            entries.filter(|e| e.path().is_file()).map(|e| e.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
+    };
+    let folders = [STATE.into(), format!("{STATE}/results"), format!("{STATE}/pending"), LEASES.to_owned()];
+    let left = || folders.iter().flat_map(|folder| files(Path::new(folder))).collect::<Vec<_>>();
+    until(SEEN_TO, "nothing to be left of any pod", async || Ok(left().is_empty().then_some(())))
+        .await
+        .with_context(|| format!("left: {:?}", left()))
+}
