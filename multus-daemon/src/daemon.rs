@@ -6,6 +6,7 @@ use std::time::Duration;
 use multus::known::Known;
 use multus::node::Node;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
@@ -16,7 +17,7 @@ use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::socket::{self, Socket};
-use crate::{gc, orphans, pending, uninstall, watch};
+use crate::{follow, gc, orphans, pending, uninstall, watch};
 
 /// How long kept DELs may keep new pods waiting.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +31,9 @@ const ACCESS_RETRY: Duration = Duration::from_secs(5);
 /// Whatever it cannot start for.
 pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Result<(), Error> {
     let stop = told_to_end()?;
+    if conf.raw.get_fold("perNodeCertificate").is_some() {
+        tracing::error!("\"perNodeCertificate\" is not supported: the service account is used instead");
+    }
     let socket = Socket::take_over(&conf.socket_dir)?;
     let lock = socket::lock(&conf.socket_dir).await?;
     let blocking = tokio::task::spawn_blocking(orphans::wait);
@@ -97,6 +101,11 @@ async fn follow_cluster(calls: Arc<Calls>, known: Arc<Known>, node_name: Option<
     };
     let nads = watch::nads(client.clone(), Arc::clone(&known));
     match node_name {
+        Some(node) if calls.conf.follow_annotations => {
+            let (tell, changed) = mpsc::unbounded_channel();
+            let followed = follow::follow(calls, Arc::clone(&known), changed);
+            tokio::join!(nads, watch::pods(client, &node, known, Some(tell)), followed);
+        }
         Some(node) => {
             tokio::join!(nads, watch::pods(client, &node, known, None));
         }

@@ -5,7 +5,8 @@
 //! ([`calls`], [`sandboxes`]) and is worked on by the functions of the thin plugin, with delegates that are started as
 //! the runtime would have ([`executor`]) and can be ended ([`cancel`]). What the API server tells by itself ([`watch`])
 //! is not asked for ([`clients`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
-//! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run.
+//! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run, [`follow`] does so when their
+//! annotation changes.
 //!
 //! The runtime comes to call multus-shim because of a file ([`generate`]) that stands in front of the primary network's
 //! ([`primary`]) and is kept there ([`manager`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
@@ -22,6 +23,7 @@ pub mod entrypoint;
 pub mod error;
 pub mod executor;
 pub mod flags;
+pub mod follow;
 pub mod gc;
 pub mod generate;
 pub mod install;

@@ -48,6 +48,14 @@ impl DevicePool {
         Some(id)
     }
 
+    /// Leaves out devices that are in use already.
+    pub fn forget<'a>(&mut self, used: impl Iterator<Item = &'a str>) {
+        let used: Vec<&str> = used.collect();
+        for ids in self.by_resource.values_mut() {
+            ids.retain(|id| !used.contains(&id.as_str()));
+        }
+    }
+
     /// How many devices of `resource` the pod was allocated.
     #[must_use]
     pub fn allocated(&self, resource: &str) -> usize {
@@ -92,6 +100,13 @@ mod tests {
             assert_eq!(taken, expected, "{what}");
             assert_eq!(pool.take("r"), None, "{what}");
         }
+    }
+
+    #[test]
+    fn devices_in_use_are_left_out() {
+        let mut pool = DevicePool::new(&[container(&[("r", &["a", "b", "c"])])]);
+        pool.forget(["a", "x"].into_iter());
+        assert_eq!(std::iter::from_fn(|| pool.take("r")).collect::<Vec<_>>(), ["b", "c"]);
     }
 
     #[test]

@@ -1,0 +1,181 @@
+//! The daemon with a cluster: what it asks of the API server, and attaching to pods that run. Needs root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails by panicking"
+)]
+
+mod node;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use e2e::sim::apiserver::{ApiServer, Verb};
+use hyper::Request;
+use node::{Daemon, Node};
+use serde_json::{Value, json};
+
+const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+const POD: &str = "/api/v1/namespaces/ns/pods/p";
+
+struct Cluster {
+    node: Node,
+    server: ApiServer,
+    runtime: tokio::runtime::Runtime,
+    uid: String,
+}
+
+impl Cluster {
+    /// A cluster with the NADs `a` and `b`, and a pod that wants `networks`.
+    fn new(networks: &str) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let server = runtime.block_on(ApiServer::start()).unwrap();
+        let mut cluster = Cluster { node: Node::new(""), server, runtime, uid: String::new() };
+        std::fs::write(cluster.node.path("kubeconfig"), cluster.server.kubeconfig(None)).unwrap();
+        cluster.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "ns"}}));
+        for name in ["a", "b"] {
+            let config = json!({"cniVersion": "1.0.0", "name": name, "type": "second"}).to_string();
+            let nad = json!({
+                "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+                "metadata": {"name": name}, "spec": {"config": config},
+            });
+            cluster.ask(
+                "POST",
+                "/apis/k8s.cni.cncf.io/v1/namespaces/ns/network-attachment-definitions",
+                &nad,
+            );
+        }
+        let pod = json!({
+            "metadata": {"name": "p", "annotations": {NETWORKS: networks}},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+        });
+        let pod = cluster.ask("POST", "/api/v1/namespaces/ns/pods", &pod);
+        cluster.uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
+        cluster
+    }
+
+    fn ask(&self, method: &str, path: &str, object: &Value) -> Value {
+        let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        let request = Request::builder().method(method).uri(path).header("content-type", kind);
+        let body = if method == "GET" { Vec::new() } else { object.to_string().into_bytes() };
+        self.runtime.block_on(async {
+            let client = self.server.client().await.unwrap();
+            client.request(request.body(body).unwrap()).await.unwrap()
+        })
+    }
+
+    fn daemon(&self, follows: bool) -> Daemon {
+        let daemon = self.node.daemon(&json!({
+            "kubeconfig": self.node.path("kubeconfig"), "followAnnotations": follows,
+            "delegates": [{"cniVersion": "1.0.0", "name": "main", "type": "main"}],
+        }));
+        // Both watches are there, and what came before them is known.
+        self.node.until("the daemon watches", || {
+            self.server.requests().iter().filter(|r| r.verb == Verb::Watch).count() == 2
+        });
+        daemon
+    }
+
+    fn call(&self, command: &str) -> Value {
+        let mut call = self.node.call(command, "c1");
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;K8S_POD_UID={}", self.uid);
+        call["env"]["CNI_ARGS"] = json!(args);
+        call
+    }
+
+    fn cni(&self, command: &str) -> (u16, String) {
+        self.node.ask("POST", "/cni", &self.call(command)).unwrap()
+    }
+
+    /// A call as a controller makes it, for network `name` as `ifname`.
+    fn delegate(&self, command: &str, name: &str, ifname: &str) -> (u16, String) {
+        let mut call = self.call(command);
+        call["env"]["CNI_IFNAME"] = json!(ifname);
+        call["env"].as_object_mut().unwrap().remove("CNI_PATH");
+        let config =
+            json!({"cniVersion": "1.1.0", "name": name, "type": "second", "logLevel": "mine"}).to_string();
+        call["config"] = json!(STANDARD.encode(config));
+        call["interfaceAttributes"] = json!({"ips": ["10.0.0.9/24"], "mac": "", "cni-args": null});
+        self.node.ask("POST", "/delegate", &call).unwrap()
+    }
+
+    /// The interfaces of the pod's network-status.
+    fn interfaces(&self) -> Vec<String> {
+        let pod = self.ask("GET", POD, &Value::Null);
+        let text =
+            pod["metadata"]["annotations"]["k8s.v1.cni.cncf.io/network-status"].as_str().unwrap_or("[]");
+        let states: Vec<Value> = serde_json::from_str(text).unwrap();
+        states.iter().map(|state| state["name"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+#[test]
+fn what_is_known_is_not_asked_for() {
+    let cluster = Cluster::new("a");
+    let _daemon = cluster.daemon(false);
+    cluster.server.clear_requests();
+    let (status, body) = cluster.cni("ADD");
+    assert_eq!(status, 200, "{body}");
+    let asked = |verb| cluster.server.requests().iter().filter(|r| r.verb == verb).count();
+    assert_eq!((asked(Verb::Get), asked(Verb::Patch)), (0, 1), "{:?}", cluster.server.requests());
+    cluster.node.until("the events are told", || asked(Verb::Create) == 2);
+    cluster.server.clear_requests();
+    assert_eq!(cluster.cni("DEL").0, 200);
+    assert_eq!(cluster.server.requests(), []);
+    assert!(cluster.node.state().is_empty());
+}
+
+#[test]
+fn a_pod_made_anew_is_asked_for() {
+    let mut cluster = Cluster::new("a");
+    let _daemon = cluster.daemon(false);
+    cluster.uid = "another".to_owned();
+    let (status, body) = cluster.cni("ADD");
+    assert_eq!(status, 400);
+    assert!(body.contains("expected pod UID"), "{body}");
+    assert_eq!(cluster.server.count(Verb::Get, "pods"), 1);
+}
+
+#[test]
+fn a_controller_attaches_and_detaches_and_the_pod_takes_the_rest_with_it() {
+    let cluster = Cluster::new("");
+    let _daemon = cluster.daemon(false);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    for ifname in ["net1", "net2"] {
+        let (status, body) = cluster.delegate("ADD", "a", ifname);
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &answer["Result"]["cniVersion"]), (200, &json!("1.1.0")), "{body}");
+    }
+    assert_eq!(cluster.delegate("ADD", "a", "net2").0, 200, "the controller may ask again");
+    assert_eq!(cluster.node.count("ADD c1 net2"), 1);
+    assert_eq!(cluster.delegate("CHECK", "a", "net2").0, 200);
+    assert_eq!(cluster.delegate("DEL", "a", "net1").0, 200);
+    assert_eq!(cluster.node.state(), ["a-c1-net2", "c1", "main-c1-eth0"]);
+    assert_eq!(cluster.cni("DEL").0, 200);
+    assert_eq!(cluster.node.count("DEL c1 net2"), 1);
+    assert!(cluster.node.state().is_empty());
+    assert_eq!(cluster.delegate("STATUS", "a", "net1").0, 200);
+}
+
+#[test]
+fn annotations_of_running_pods_are_followed() {
+    let cluster = Cluster::new("a");
+    let _daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    assert_eq!(cluster.interfaces(), ["main", "ns/a"]);
+    let annotate = |networks: &str| {
+        cluster.ask("PATCH", POD, &json!({"metadata": {"annotations": {NETWORKS: networks}}}));
+    };
+    annotate("a,b@extra");
+    cluster.node.until("b is attached", || cluster.interfaces() == ["main", "ns/a", "ns/b"]);
+    assert_eq!((cluster.node.count("ADD c1 extra"), cluster.node.count("ADD c1 net1")), (1, 1));
+    annotate("b@extra");
+    cluster.node.until("a is detached", || cluster.interfaces() == ["main", "ns/b"]);
+    assert_eq!((cluster.node.count("DEL c1 net1"), cluster.node.count("DEL c1 extra")), (1, 0));
+    assert_eq!(cluster.cni("DEL").0, 200);
+    assert_eq!(cluster.node.count("DEL c1 extra"), 1);
+    assert!(cluster.node.state().is_empty());
+}
