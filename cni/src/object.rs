@@ -35,10 +35,10 @@ impl Object {
         self.members.iter().rfind(|(k, _)| k == key).map(|(_, v)| v.get())
     }
 
-    /// The JSON text of `key`, matched exactly, else without regard to ASCII case as Go's decoder does.
+    /// The JSON text of `key`, matched without regard to ASCII case as Go's decoder does. Of several spellings the
+    /// last counts, whichever it is.
     pub fn get_fold(&self, key: &str) -> Option<&str> {
-        self.get(key)
-            .or_else(|| self.members.iter().rfind(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v.get()))
+        self.members.iter().rfind(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| v.get())
     }
 
     /// The value of `key` (matched as [`get_fold`](Self::get_fold) does); absent and `null` are `None`.
@@ -195,7 +195,7 @@ mod tests {
             Object::parse(br#"{"LogLevel":"debug","name":"a","NAME":"b","x":null,"d":1,"d":2}"#).unwrap();
         assert_eq!(object.get("logLevel"), None);
         assert_eq!(object.decode::<String>("logLevel").unwrap().as_deref(), Some("debug"));
-        assert_eq!(object.decode::<String>("name").unwrap().as_deref(), Some("a"));
+        assert_eq!(object.decode::<String>("name").unwrap().as_deref(), Some("b"));
         assert_eq!(object.decode::<String>("x").unwrap(), None);
         assert_eq!(object.decode::<u8>("d").unwrap(), Some(2));
         assert_eq!(object.decode::<String>("absent").unwrap(), None);
