@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -55,7 +56,10 @@ fn open(path: &Path) -> io::Result<File> {
     if fs::metadata(path).is_ok_and(|meta| meta.len() > SIZE_LIMIT) {
         rotate(path)?;
     }
-    OpenOptions::new().create(true).append(true).open(path)
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 fn rotate(path: &Path) -> io::Result<()> {
@@ -91,12 +95,13 @@ mod tests {
     #[test]
     fn a_full_file_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
+        let path = dir.path().join("folder/log");
+        open(&path).unwrap();
         for _ in 0..KEPT + 2 {
             File::create(&path).unwrap().set_len(SIZE_LIMIT + 1).unwrap();
             open(&path).unwrap();
         }
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1 + KEPT as usize);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1 + KEPT as usize);
     }
 }
