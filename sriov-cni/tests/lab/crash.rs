@@ -1,5 +1,6 @@
 //! kill -9 at every system call that changes something, and what follows it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
@@ -90,6 +91,7 @@ fn kill_once(vf: &Vf, verb: &str, n: usize, aftermath: Aftermath) -> bool {
     let situation = format!("{verb} killed at point {n}, {}", run.point);
     aftermath(vf, &pod, &conf);
     vf.assert_is(&before, &situation);
+    assert!(!Path::new(&pod.netns()).exists() || pod.is_empty(), "{situation}: the pod has an interface");
     assert!(addresses.held().is_empty(), "{situation}: {:?} are still held", addresses.held());
     run.outcome.killed
 }

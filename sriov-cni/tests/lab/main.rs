@@ -11,6 +11,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod addresses;
 mod containerd;
 mod crash;
 mod machine;
