@@ -1,7 +1,8 @@
 //! Runs of the program that end at one of its system calls.
 //!
 //! All threads of the program and all programs that it starts are followed, and what they call is counted together. A
-//! call is a point unless it is known to change nothing: one that nobody thought of is a point, not a gap.
+//! call is a point unless it is known to change nothing: one that nobody thought of is a point, not a gap. Registers are
+//! read as x86-64 has them, which is what the lab's guests are.
 
 use std::fs::File;
 use std::io::Write;
