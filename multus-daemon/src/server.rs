@@ -60,10 +60,17 @@ impl Server {
         tokio::pin!(stop);
         loop {
             match self.accept(&socket, &mut stop).await? {
-                Ended::Stopped => break,
+                Ended::Stopped => {
+                    self.drain().await;
+                    socket.remove();
+                    return Ok(());
+                }
                 Ended::Lost(Holder::Other) => {
                     tracing::info!("another multus-daemon has taken the socket over");
-                    break;
+                    // Who waits to be accepted here is hung up on, and asks the other one.
+                    drop(socket);
+                    self.drain().await;
+                    return Ok(());
                 }
                 Ended::Lost(_) => {
                     tracing::warn!("the socket was removed; it is made again");
@@ -72,9 +79,6 @@ impl Server {
                 }
             }
         }
-        self.drain().await;
-        socket.remove();
-        Ok(())
     }
 
     async fn accept(
