@@ -141,6 +141,38 @@ fn a_daemon_that_is_to_clean_up_does() {
 }
 
 #[test]
+fn thin_multus_is_installed_kept_and_removed() {
+    let host = Host::new();
+    let node = &host.node;
+    let flag = |name: &str, path: &str| format!("--{name}={}", node.path(path).display());
+    let child = Command::new(env!("CARGO_BIN_EXE_multus-daemon"))
+        .arg("thin-entrypoint")
+        .args([
+            flag("cni-bin-dir", "opt"),
+            flag("cni-conf-dir", "net.d"),
+            flag("multus-autoconfig-dir", "net.d"),
+        ])
+        .args([flag("multus-bin-file", "image/multus"), flag("multus-cni-conf-dir", "nads")])
+        .args(["--cleanup-config-on-exit", "--namespace-isolation=true", "--cni-version", "0.3.1"])
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .spawn()
+        .unwrap();
+    let mut entrypoint = node::Daemon { child };
+    let path = node.path("net.d/00-multus.conf");
+    node.until("the configuration is written", || path.exists());
+    assert_eq!(files(&node.path("opt")), ["multus"]);
+    let conf: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!((&conf["type"], &conf["namespaceIsolation"]), (&json!("multus"), &json!(true)));
+    assert_eq!(conf["delegates"], json!([serde_json::from_str::<Value>(PRIMARY).unwrap()]));
+    std::fs::remove_file(&path).unwrap();
+    node.until("it is written again", || path.exists());
+    entrypoint.terminate();
+    assert!(entrypoint.wait());
+    assert_eq!(files(&node.path("net.d")), ["10-a.conflist"]);
+    assert!(!host.run("thin-entrypoint", &[]), "it has no such flag");
+}
+
+#[test]
 fn the_probe_tells_who_is_ready() {
     let host = Host::new();
     let probe = |path: &str| {
