@@ -12,6 +12,7 @@ mod device;
 mod device_info;
 mod discovery;
 mod explain;
+mod iommu;
 mod kubelet;
 mod placement;
 mod places;

@@ -179,3 +179,53 @@ proptest! {
         }
     }
 }
+
+/// A file that has every kind of value.
+const EVERY_KIND: &str = r#"{
+    "resourceList": [
+        {"resourceName": "a", "resourcePrefix": "example.com", "excludeTopology": true, "deviceType": "netDevice",
+         "additionalInfo": {"*": {"token": "t"}, "0000:3b:02.1": {"port": "1"}}, "placement": "spread",
+         "selectors": [{"drivers": ["vfio-pci"], "IsRdma": true}, {"pfNames": ["p0#0-3,7"], "vdpaType": "vhost"}]},
+        {"resourceName": "b", "selectors": {"rootDevices": ["0000:3b:00.0#1"], "needVhostNet": null}}
+    ]
+}"#;
+
+/// What a slip of the hand, or of a template, puts into a file.
+const SLIPS: [&str; 16] = [
+    "",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\"",
+    "null",
+    "true",
+    "-1",
+    "1e999",
+    "\\u",
+    "\n",
+    "é",
+    r#""resourceName": "a","#,
+];
+
+proptest! {
+    #[test]
+    fn no_text_panics_and_every_refusal_says_where(
+        slips in proptest::collection::vec((0..EVERY_KIND.len(), 0usize..12, 0..SLIPS.len()), 1..4)
+    ) {
+        let mut text = EVERY_KIND.to_owned();
+        for (start, length, slip) in slips {
+            let boundary = |at: usize| (at.min(text.len())..=text.len()).find(|&at| text.is_char_boundary(at)).unwrap();
+            let (start, end) = (boundary(start), boundary(start + length));
+            text.replace_range(start..end, SLIPS[slip]);
+        }
+        if let Err(fault) = parse(&text, "intel.com") {
+            prop_assert!((1..=text.split('\n').count()).contains(&fault.line), "{fault} in {text}");
+            let whole = fault.problem.starts_with("not JSON")
+                || !serde_json::from_str::<serde_json::Value>(&text).unwrap().is_object();
+            prop_assert!(whole || fault.key.to_lowercase().starts_with("resourcelist"), "{fault} in {text}");
+        }
+    }
+}

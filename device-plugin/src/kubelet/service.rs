@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use host::Sysfs;
 use kubelet_api::deviceplugin::device_plugin_server::DevicePlugin;
@@ -19,17 +19,23 @@ use kubelet_api::registration::{
     DEVICE_PLUGIN, InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status};
 
 use crate::allocate::{self, Grant};
+use crate::allocations::Allocations;
 use crate::cdi;
 use crate::device_info;
+use crate::iommu;
 use crate::places::Places;
 use crate::pool::Pool;
 use crate::status::Metrics;
+
+/// How long kubelet may take to say who holds the other devices of an IOMMU group.
+const KUBELET_LIMIT: Duration = Duration::from_millis(500);
 
 /// Gives devices out: what all services share.
 #[derive(Debug, Clone)]
@@ -47,6 +53,10 @@ pub(crate) struct Granter {
 pub(crate) enum Error {
     #[error(transparent)]
     Allocate(#[from] allocate::Error),
+    #[error(transparent)]
+    Split(#[from] iommu::Split),
+    #[error("IOMMU group: {0}")]
+    Group(#[from] host::sysfs::SysfsError),
     #[error("device information file: {0}")]
     DeviceInfo(device_info::Error),
     #[error("CDI specification: {0}")]
@@ -60,26 +70,50 @@ impl From<Error> for Status {
             Error::Allocate(allocate::Error::Unknown { .. } | allocate::Error::Gone { .. }) => {
                 Self::not_found(text)
             }
-            Error::Allocate(_) => Self::failed_precondition(text),
-            Error::DeviceInfo(_) | Error::Cdi(_) => Self::internal(text),
+            Error::Allocate(_) | Error::Split(_) => Self::failed_precondition(text),
+            Error::Group(_) | Error::DeviceInfo(_) | Error::Cdi(_) => Self::internal(text),
         }
     }
 }
 
 impl Granter {
     /// Gives devices of `pool` to the containers of a pod.
-    fn give_all(&self, pool: &Pool, request: AllocateRequest) -> Result<AllocateResponse, Error> {
+    async fn give_all(&self, pool: &Pool, request: AllocateRequest) -> Result<AllocateResponse, Error> {
         let resource = &pool.conf.resource;
         let mut response = AllocateResponse::default();
         for container in request.container_requests {
             let devices = container.devices_ids.join(",");
-            let given = self.give(pool, &container.devices_ids);
+            let given = match self.keep_groups_whole(pool, &container.devices_ids).await {
+                Ok(()) => self.give(pool, &container.devices_ids),
+                Err(error) => Err(error),
+            };
             response.container_responses.push(
                 given.inspect_err(|error| tracing::error!(%resource, devices, %error, "cannot allocate"))?,
             );
             tracing::info!(%resource, devices, "allocated");
         }
         Ok(response)
+    }
+
+    /// Refuses devices whose IOMMU group another container has.
+    async fn keep_groups_whole(&self, pool: &Pool, ids: &[String]) -> Result<(), Error> {
+        let companions = iommu::companions(pool, ids, &self.sysfs)?;
+        if companions.is_empty() {
+            return Ok(());
+        }
+        // What was known at the last look is too old: pods may have come since.
+        match timeout(KUBELET_LIMIT, Allocations::read(&self.places.pod_resources_socket())).await {
+            Ok(Ok(allocations)) => Ok(iommu::split(companions, &allocations)?),
+            // The kernel still protects the group; to refuse every pod would be worse.
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot ask kubelet who has the rest of the IOMMU group");
+                Ok(())
+            }
+            Err(_) => {
+                tracing::warn!("kubelet is slow to say who has the rest of the IOMMU group");
+                Ok(())
+            }
+        }
     }
 
     /// Gives `ids` of `pool` to a container: looks everything up before anything is written.
@@ -214,7 +248,7 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let pool = self.pool.borrow().clone();
         let started = Instant::now();
-        let given = self.granter.give_all(&pool, request.into_inner());
+        let given = self.granter.give_all(&pool, request.into_inner()).await;
         self.granter.metrics.allocated(&pool.conf.resource, started.elapsed(), given.is_ok());
         Ok(Response::new(given?))
     }
