@@ -38,7 +38,7 @@ guest_tests() {
     local name=$1 code=0 log=$LOGS/lab.$1
     shift
     printf -- '--- %s\n' "$name"
-    timeout 2400 "$REPO/hack/lab" exec -- "$@" </dev/null 2>&1 | tee "$log" || code=$?
+    timeout 3600 "$REPO/hack/lab" exec -- "$@" </dev/null 2>&1 | tee "$log" || code=$?
     count_libtest "$log"
     if ((code != 0)) && ! grep -q '^test result: FAILED' "$log"; then
         printf 'FAILED: %s broke off (exit code %s)\n' "$name" "$code"
