@@ -1,8 +1,11 @@
 //! What is left when a pod is gone: nothing.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cni::NetworkList;
 use host::Netlink;
 use serde::Deserialize;
 use serde_json::json;
@@ -107,7 +110,7 @@ async fn without_api(session: &mut Session, name: &str, port: u16) -> Result<()>
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
     });
-    let path = std::path::Path::new(KUBECONFIG);
+    let path = Path::new(KUBECONFIG);
     host::durable::replace(path, bad.to_string().as_bytes())?;
     let deleted = session.delete(&pod).await;
     host::durable::replace(path, &good)?;
@@ -162,8 +165,13 @@ impl Sandbox {
         let mut sandboxes = self.result.interfaces.iter().map(|interface| interface.sandbox.as_str());
         let netns = sandboxes.rfind(|path| !path.is_empty()).unwrap_or_default();
         let args: Vec<String> = self.cni_args.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let conf = std::fs::File::open("/etc/cni/net.d/00-multus.conf")?;
-        let output = Command::new("/opt/cni/bin/multus")
+        // As a runtime reads it: multus, or multus-shim where there is a daemon.
+        let network = NetworkList::load_first(Path::new("/etc/cni/net.d"))?;
+        let plugin = network.plugins.first().context("a network without plugins")?;
+        let mut conf = plugin.config.clone();
+        conf.set("name", &network.name)?;
+        conf.set("cniVersion", &network.version)?;
+        let mut child = Command::new(Path::new("/opt/cni/bin").join(&plugin.kind))
             .env_clear()
             .env("CNI_COMMAND", "DEL")
             .env("CNI_CONTAINERID", &self.container_id)
@@ -172,9 +180,12 @@ impl Sandbox {
             .env("CNI_ARGS", args.join(";"))
             .env("CNI_PATH", "/opt/cni/bin")
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::from(conf))
-            .output()
-            .context("run multus DEL")?;
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("run {} DEL", plugin.kind))?;
+        child.stdin.take().context("no pipe")?.write_all(&conf.to_vec())?;
+        let output = child.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "multus DEL: {} {}", output.status, text.trim());
         Ok(())
