@@ -116,6 +116,7 @@ stage_kubernetes() {
     on_leash "$$" "$INSTANCE/test-leash" env PODRAIL_LAB="$PODRAIL_LAB" "$REPO/hack/kubernetes" down
     "$REPO/hack/kubernetes" up
     PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p e2e --test apiserver || true
+    PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p ipam --test cluster || true
     scenarios kubernetes kubernetes --kubeconfig "$INSTANCE/share/kubeconfig"
     scenario_gaps
     lab_stages_end

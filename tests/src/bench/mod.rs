@@ -6,6 +6,8 @@
 
 mod attach;
 mod call;
+mod ipam;
+mod lease;
 mod row;
 mod start;
 mod thick;
@@ -25,6 +27,8 @@ pub enum Bench {
     CniAttach,
     /// `multus-shim` and `multus-daemon` with delegates that do nothing, alone and 100 and 500 at a time; needs root.
     MultusThick,
+    /// `whereabouts` ADD by many nodes, against a lease for each ADD; needs an API server (`--kubeconfig`).
+    Ipam,
 }
 
 /// How it is measured.
@@ -39,6 +43,9 @@ pub struct Options {
     /// How many measured rounds.
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub rounds: usize,
+    /// An administrator's kubeconfig of a cluster in which deploy/whereabouts.yaml was applied.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 impl Options {
@@ -51,7 +58,12 @@ impl Options {
                     .with_context(|| format!("copy {}", program.display()))?;
             }
         }
-        Ok(Self { programs: folder.to_owned(), reference: folder.to_owned(), rounds: self.rounds })
+        Ok(Self {
+            programs: folder.to_owned(),
+            reference: folder.to_owned(),
+            rounds: self.rounds,
+            kubeconfig: self.kubeconfig.clone(),
+        })
     }
 }
 
@@ -73,6 +85,10 @@ pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
         Bench::MultusThick => {
             let ours = ["multus-shim", "multus-daemon", "podrail-delegate"];
             thick::measure(&options.copied_to(folder.path(), &ours, &[])?)
+        }
+        Bench::Ipam => {
+            let copied = options.copied_to(folder.path(), &["whereabouts"], &["host-local"])?;
+            ipam::measure(&copied, &folder.path().join("ledgers"))
         }
     }?;
     for line in row::table(&rows) {
