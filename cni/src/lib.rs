@@ -30,7 +30,7 @@ mod wire;
 
 pub use args::Args;
 pub use error::Error;
-pub use list::{NetworkList, PluginConf, conf_files};
+pub use list::{NetworkList, PluginConf, conf_files, load_plugins};
 pub use object::Object;
 pub use request::{AttachmentId, Command, Request};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};

@@ -208,7 +208,11 @@ pub fn conf_files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>,
     Ok(files)
 }
 
-fn load_plugins(directory: &Path) -> Result<Vec<PluginConf>, Error> {
+/// The plugins of a directory: one in each of its `.conf` files, in lexical order of their names.
+///
+/// # Errors
+/// Code 5 when something cannot be read, and those of [`PluginConf::new`]; the file is named.
+pub fn load_plugins(directory: &Path) -> Result<Vec<PluginConf>, Error> {
     let load = |file: PathBuf| {
         Object::parse(&read(&file)?).and_then(PluginConf::new).map_err(|e| e.context(file.display()))
     };

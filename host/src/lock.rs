@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -39,8 +39,8 @@ pub enum Error {
 
 impl FileLock {
     /// Takes the lock at `path`, waiting at most `limit` for another holder. The file is made when
-    /// it is missing (mode 0600) and never removed: removing a lock file lets two processes hold
-    /// "the" lock on two different files.
+    /// it is missing (mode 0600) and not removed: removing a lock file lets two processes hold
+    /// "the" lock on two different files, unless all of them ask [`is_of`](Self::is_of).
     ///
     /// # Errors
     /// [`Error::Timeout`] when the limit passed, [`Error::Io`] when the file is unusable.
@@ -58,6 +58,15 @@ impl FileLock {
             Err(TryLockError::WouldBlock) => wait(file, limit, path),
             Err(TryLockError::Error(cause)) => Err(failed(cause)),
         }
+    }
+
+    /// Whether the locked file is (still) the one at `path`. A holder that removes the file before it releases the lock
+    /// leaves those who waited with a lock on a file that nobody finds any more.
+    #[must_use]
+    pub fn is_of(&self, path: &Path) -> bool {
+        let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let own = self.file.metadata().map(identity);
+        own.is_ok_and(|own| std::fs::metadata(path).map(identity).is_ok_and(|at_path| at_path == own))
     }
 
     /// Gives the lock back now. Dropping does the same.
@@ -113,6 +122,18 @@ mod tests {
         first.release();
         assert!(waiter.join().unwrap().is_ok());
         assert!(released.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_removed_file_is_not_the_one_that_comes_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        let first = FileLock::acquire(&path, Duration::ZERO).unwrap();
+        assert!(first.is_of(&path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!first.is_of(&path));
+        let second = FileLock::acquire(&path, Duration::ZERO).unwrap();
+        assert!(second.is_of(&path) && !first.is_of(&path));
     }
 
     #[test]

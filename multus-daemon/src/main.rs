@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use multus::config::{LogConf, LogLevel};
+use multus::config::{LogConf, LogLevel, Rotation};
 use multus::node::Node;
 use multus_daemon::calls::Calls;
 use multus_daemon::cli::{Verb, print};
@@ -54,7 +54,13 @@ fn act(verb: Verb) -> Result<(), Error> {
 
 /// The log of what is done once: what was done, on standard error.
 fn told() -> LogConf {
-    LogConf { file: None, to_stderr: true, level: LogLevel::Verbose, unknown_level: None }
+    LogConf {
+        file: None,
+        to_stderr: true,
+        level: LogLevel::Verbose,
+        unknown_level: None,
+        rotation: Rotation::default(),
+    }
 }
 
 /// Calls have threads of their own, at most `threads`; what is left is waiting.

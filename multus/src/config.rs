@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cni::exec::{Direct, Executor};
 use cni::{Object, Request};
@@ -32,11 +33,35 @@ pub struct LogConf {
     pub level: LogLevel,
     /// The level as written, when it is none.
     pub unknown_level: Option<String>,
+    /// When the file is put aside.
+    pub rotation: Rotation,
 }
+
+/// When a log file is put aside, and how long those put aside are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// Size, in bytes, from which on a new file is begun; 0 never begins one.
+    pub max_size: u64,
+    /// How many files put aside are kept; 0 keeps all.
+    pub max_backups: usize,
+    /// How long they are kept; zero keeps them for ever.
+    pub max_age: Duration,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Rotation { max_size: 100 * MEGABYTE, max_backups: 5, max_age: 5 * DAY }
+    }
+}
+
+const MEGABYTE: u64 = 1 << 20;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The validated configuration.
 #[derive(Debug, Clone)]
 pub struct Conf {
+    /// `cniVersion` as written.
+    pub version: String,
     /// Directory of on-disk configurations of networks without `spec.config`.
     pub conf_dir: PathBuf,
     /// Directory of our state.
@@ -47,6 +72,8 @@ pub struct Conf {
     pub delegates: Vec<Object>,
     /// Reference to the primary network; rules out `delegates`.
     pub cluster_network: Option<String>,
+    /// Directory, beside the file of `cluster_network`, of plugins that every sandbox gets as its last network.
+    pub auxiliary_chain: Option<String>,
     /// References to networks that every pod outside the system namespaces gets.
     pub default_networks: Vec<String>,
     /// How to reach the API server; `None` leaves the in-cluster environment.
@@ -89,11 +116,13 @@ impl Conf {
         let directory = |key, default: &str| Ok(text(key)?.map_or_else(|| default.into(), PathBuf::from));
         let global = text("globalNamespaces")?.unwrap_or_else(|| "default".to_owned());
         Ok(Conf {
+            version: text("cniVersion")?.unwrap_or_default(),
             conf_dir: directory("confDir", DEFAULT_CONF_DIR)?,
             cni_dir: directory("cniDir", DEFAULT_CNI_DIR)?,
             path: search_path(directory("binDir", DEFAULT_BIN_DIR)?, cni_path),
             delegates: object.decode("delegates")?.unwrap_or_default(),
             cluster_network: text("clusterNetwork")?,
+            auxiliary_chain: text("auxiliaryCNIChainName")?,
             default_networks: object.decode("defaultNetworks")?.unwrap_or_default(),
             kubeconfig: text("kubeconfig")?.map(PathBuf::from),
             log: LogConf::read(object)?,
@@ -145,6 +174,24 @@ impl LogConf {
             to_stderr: object.decode("logToStderr")?.unwrap_or(true),
             level: *level.as_ref().unwrap_or(&LogLevel::Panic),
             unknown_level: level.err(),
+            rotation: Rotation::read(&object.decode("logOptions")?.unwrap_or_default())?,
+        })
+    }
+}
+
+impl Rotation {
+    /// Reads `logOptions`. Numbers below zero are taken as zero.
+    fn read(options: &Object) -> Result<Self, cni::Error> {
+        let number = |key| {
+            let number = options.decode::<i64>(key).map_err(|e| e.context("logOptions"))?;
+            Ok::<_, cni::Error>(number.map(|number| u32::try_from(number.max(0)).unwrap_or(u32::MAX)))
+        };
+        let default = Rotation::default();
+        Ok(Rotation {
+            max_size: number("maxSize")?.map_or(default.max_size, |size| u64::from(size) * MEGABYTE),
+            max_backups: number("maxBackups")?
+                .map_or(default.max_backups, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+            max_age: number("maxAge")?.map_or(default.max_age, |days| DAY.saturating_mul(days)),
         })
     }
 }
@@ -178,6 +225,7 @@ mod tests {
             assert_eq!(conf.system_namespaces, ["kube-system"]);
             assert_eq!(conf.multus_namespace, "kube-system");
             assert!(conf.delegates.is_empty() && conf.kubeconfig.is_none() && !conf.namespace_isolation);
+            assert_eq!(conf.log.rotation, Rotation::default());
             assert_eq!((conf.log.level, conf.log.to_stderr, conf.log.file), (LogLevel::Panic, true, None));
         }
     }
@@ -188,6 +236,7 @@ mod tests {
             r#"{"ConfDir":"/a","CNIDIR":"/b","BinDir":"/c","delegates":[{"type":"x"}],"ClusterNetwork":"n",
                 "defaultNetworks":["d"],"kubeConfig":"/k","LogFile":"/l","LogLevel":"Verbose","logToStderr":false,
                 "readinessindicatorfile":"/r","namespaceIsolation":true,"globalNamespaces":" a , b","multusNamespace":"m",
+                "auxiliaryCNIChainName":"aux","logOptions":{"maxAge":1,"MaxSize":2,"maxBackups":-1,"compress":true},
                 "systemNamespaces":["s"],"runtimeConfig":{"dns":{}},"unknown":1}"#,
         )
         .unwrap();
@@ -197,7 +246,9 @@ mod tests {
         assert_eq!(conf.cluster_network.as_deref(), Some("n"));
         assert_eq!(conf.global_namespaces, ["a", "b"]);
         assert_eq!((conf.system_namespaces.len(), conf.multus_namespace.as_str()), (1, "m"));
+        assert_eq!(conf.auxiliary_chain.as_deref(), Some("aux"));
         assert_eq!(conf.log.level, LogLevel::Verbose);
+        assert_eq!(conf.log.rotation, Rotation { max_size: 2 << 20, max_backups: 0, max_age: DAY });
         assert_eq!(conf.runtime_config.get("dns"), Some("{}"));
     }
 
@@ -208,6 +259,7 @@ mod tests {
             (r#"{"confDir":1}"#, "confDir"),
             (r#"{"namespaceIsolation":"yes"}"#, "namespaceIsolation"),
             (r#"{"runtimeConfig":[]}"#, "runtimeConfig"),
+            (r#"{"logOptions":{"maxAge":"5d"}}"#, "logOptions"),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.to_string().contains(key), "{json}: {error}");

@@ -21,6 +21,14 @@ pub enum Error {
         /// The file that is waited for.
         path: PathBuf,
     },
+    /// Another call for the same container stands in the way.
+    #[error("another call for container {container} does not end: {source}; see which of its plugins hangs")]
+    Turn {
+        /// The container's ID.
+        container: String,
+        /// The lock that was waited for.
+        source: host::lock::Error,
+    },
     /// The kubeconfig (or the in-cluster environment) does not give a client.
     #[error(
         "cannot talk to Kubernetes by {source_of_access}: {message}; check the \"kubeconfig\" of the multus configuration"
@@ -228,7 +236,9 @@ impl Error {
             | Error::NoDevice { .. }
             | Error::Ecmp { .. }
             | Error::Access { .. } => cni::Error::INVALID_CONFIG,
-            Error::NotReady { .. } | Error::Kubelet { .. } => cni::Error::TRY_AGAIN_LATER,
+            Error::NotReady { .. } | Error::Kubelet { .. } | Error::Turn { .. } => {
+                cni::Error::TRY_AGAIN_LATER
+            }
             Error::Api { transient: true, .. } => cni::Error::TRY_AGAIN_LATER,
             Error::ClusterNetwork { source, .. } | Error::Undo { cause: source, .. } => source.code(),
             Error::Several(errors) => errors.first().map_or(cni::Error::INTERNAL, Error::code),

@@ -26,8 +26,10 @@ pub mod networks;
 pub mod node;
 pub mod plugin;
 pub mod record;
+mod rotation;
 pub mod routes;
 pub mod selection;
 pub mod status;
+pub mod turn;
 
 pub use error::Error;

@@ -13,6 +13,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogConf, LogLevel};
+use crate::rotation;
 
 /// Starts logging as the configuration says. What is wrong with it is told on standard error and ignored: no pod
 /// fails for want of a log.
@@ -23,6 +24,9 @@ pub fn start(conf: &LogConf) {
         );
     }
     let file = conf.file.as_ref().and_then(|path| {
+        if let Err(e) = rotation::rotate(path, &conf.rotation) {
+            eprintln!("multus logging: logFile {} is not rotated: {e}", path.display());
+        }
         let opened = OpenOptions::new().create(true).append(true).open(path);
         opened.map_err(|e| eprintln!("multus logging: cannot open logFile {}: {e}", path.display())).ok()
     });

@@ -38,8 +38,21 @@ pub async fn resolve(
 ) -> Result<Vec<Wanted>, Error> {
     let cluster = Cluster { conf, kubernetes };
     let mut wanted: Vec<Wanted> = cluster.configured(pod).await?.into_iter().map(Wanted::from).collect();
-    let (Some(kubernetes), Some(pod)) = (kubernetes, pod) else { return Ok(wanted) };
+    let auxiliary = cluster.auxiliary()?;
+    if let (Some(kubernetes), Some(pod)) = (kubernetes, pod) {
+        of_pod(conf, kubernetes, pod, &mut wanted).await?;
+    }
+    wanted.extend(auxiliary.map(Wanted::from));
+    Ok(wanted)
+}
 
+/// Adds the networks that the pod names; the one it wants as its primary takes the first place.
+async fn of_pod(
+    conf: &Conf,
+    kubernetes: &Kubernetes,
+    pod: &Pod,
+    wanted: &mut Vec<Wanted>,
+) -> Result<(), Error> {
     let default = default_selection(conf, pod)?;
     let own = own_selections(conf, pod)?;
     let nads = read_nads(kubernetes, default.iter().chain(&own)).await?;
@@ -60,7 +73,7 @@ pub async fn resolve(
     for selection in &own {
         wanted.push(Wanted { network: network(selection)?, selection: Some(selection.clone()) });
     }
-    Ok(wanted)
+    Ok(())
 }
 
 /// The primary network alone, without a pod: what STATUS and GC are about.
@@ -92,6 +105,40 @@ impl Cluster<'_> {
             }
         }
         Ok(networks)
+    }
+
+    /// The node's own plugins for every sandbox: what lies in the chain's directory beside the primary's file, after
+    /// a plugin that gives the first of them a result to start from. Files that cannot be understood cost no pod its
+    /// networks.
+    fn auxiliary(&self) -> Result<Option<Network>, Error> {
+        let Some(name) = &self.conf.auxiliary_chain else { return Ok(None) };
+        let failed = |e: cni::Error| Error::Conf(e.context("auxiliaryCNIChainName"));
+        cni::names::check_network_name(name).map_err(failed)?;
+        let reference = self.conf.cluster_network.as_deref().unwrap_or_default();
+        let (directory, _) = reference.rsplit_once('/').ok_or_else(|| {
+            failed(cni::Error::invalid_config(format!(
+                "the plugins of {name:?} are looked for beside the file of the primary network, so \"clusterNetwork\" \
+                 must be a path"
+            )))
+        })?;
+        let plugins = match cni::load_plugins(&Path::new(&format!("{directory}/")).join(name)) {
+            Ok(plugins) if plugins.is_empty() => return Ok(None),
+            Ok(plugins) => plugins,
+            Err(error) => {
+                tracing::warn!("auxiliaryCNIChainName {name}: pods do not get it: {error}");
+                return Ok(None);
+            }
+        };
+        let start = || {
+            let mut list = cni::Object::new();
+            list.set("cniVersion", &self.conf.version)?;
+            list.set("name", name)?;
+            list.set("plugins", &[serde_json::json!({ "type": "passthru" })])?;
+            NetworkList::from_object(list)
+        };
+        let mut list = start().map_err(failed)?;
+        list.plugins.extend(plugins);
+        Ok(Some(Network::local(list)))
     }
 
     fn inline(&self) -> Result<Vec<Network>, Error> {
@@ -256,6 +303,32 @@ mod tests {
         );
         let error = names(&conf("/no/such/file", "")).unwrap_err();
         assert!(error.contains("/no/such/file"), "{error}");
+    }
+
+    #[test]
+    fn the_auxiliary_chain_comes_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        std::fs::create_dir(path.join("aux")).unwrap();
+        std::fs::write(path.join("10.conf"), r#"{"name":"one","type":"x"}"#).unwrap();
+        let conf = |cluster: &str| {
+            let members = r#""auxiliaryCNIChainName":"aux","cniVersion":"0.4.0""#;
+            conf(&format!(r#"{{"name":"m","clusterNetwork":"{cluster}",{members}}}"#))
+        };
+        let beside = conf(&path.join("10.conf").display().to_string());
+        assert_eq!(names(&beside).unwrap(), ["one"], "an empty chain is none");
+        for (file, kind) in [("2.conf", "second"), ("1.conf", "first"), ("3.txt", "none")] {
+            std::fs::write(path.join("aux").join(file), format!(r#"{{"type":"{kind}"}}"#)).unwrap();
+        }
+        let wanted = block_on(resolve(&beside, None, None)).unwrap();
+        let Network { label, list, .. } = &wanted.last().unwrap().network;
+        let kinds: Vec<&str> = list.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
+        assert_eq!(kinds, ["passthru", "first", "second"]);
+        assert_eq!((label.as_str(), list.version), ("aux", cni::Version::V0_4_0));
+        std::fs::write(path.join("aux/0.conf"), "{").unwrap();
+        assert_eq!(names(&beside).unwrap(), ["one"], "a broken chain costs no pod its networks");
+        let error = names(&conf("one")).unwrap_err();
+        assert!(error.contains("clusterNetwork"), "{error}");
     }
 
     #[test]

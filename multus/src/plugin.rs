@@ -4,6 +4,7 @@ use cni::{CniResult, Plugin, Request, Version};
 
 use crate::config::Conf;
 use crate::node::Node;
+use crate::turn::Turn;
 use crate::{Error, attach, check, detach, log};
 
 /// The plugin.
@@ -31,11 +32,17 @@ impl Plugin for Multus {
     }
 
     fn add(&self, request: &Request) -> Result<CniResult, cni::Error> {
-        answer(request, |conf| block_on(attach::add(&self.node, conf, request)))
+        answer(request, |conf| {
+            let _turn = Turn::take(&conf.cni_dir, &request.container_id)?;
+            block_on(attach::add(&self.node, conf, request))
+        })
     }
 
     fn del(&self, request: &Request) -> Result<(), cni::Error> {
-        answer(request, |conf| detach::release_sandbox(&self.node, conf, request))
+        answer(request, |conf| {
+            let _turn = Turn::take(&conf.cni_dir, &request.container_id)?;
+            detach::release_sandbox(&self.node, conf, request)
+        })
     }
 
     fn check(&self, request: &Request) -> Result<(), cni::Error> {
