@@ -1,6 +1,7 @@
 //! Finds the devices of the machine in sysfs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 
 use host::sysfs::{AuxiliaryDevice, PciDevice, Sysfs, SysfsError, VdpaDevice};
@@ -41,7 +42,12 @@ pub(crate) fn scan(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Vec<
         };
         functions.push((kind, function));
     }
-    let scan = Scan { sysfs, default_routes, ports: ports(sysfs, &functions), vdpa: vdpa(sysfs)? };
+    let scan = Scan {
+        sysfs,
+        carriers: carriers(sysfs, default_routes)?,
+        ports: ports(sysfs, &functions),
+        vdpa: vdpa(sysfs)?,
+    };
     let auxiliary = sysfs.auxiliary_devices()?;
     let mut devices = Vec::new();
     for (kind, function) in &functions {
@@ -79,7 +85,8 @@ struct Port {
 /// The ports of all functions that can have VFs: read once here, and not once for each VF.
 fn ports(sysfs: &Sysfs, functions: &[(DeviceType, PciDevice)]) -> BTreeMap<PciAddress, Port> {
     let read = |function: &PciDevice| -> Result<Option<Port>, SysfsError> {
-        if function.total_vfs()?.is_none() {
+        // A VF has none of its own, and most functions are VFs.
+        if function.physfn()?.is_some() || function.total_vfs()?.is_none() {
             return Ok(None);
         }
         let mut port = port(sysfs, function.main_netdev()?)?;
@@ -128,9 +135,26 @@ fn vdpa(sysfs: &Sysfs) -> Result<BTreeMap<PciAddress, VdpaDevice>, SysfsError> {
     Ok(devices)
 }
 
+/// What the network devices of default routes stand on, as a VLAN or bond does; they themselves too. Walked from the
+/// top down: there are fewer of them than of VFs.
+fn carriers(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<BTreeMap<String, String>, SysfsError> {
+    let mut carriers = BTreeMap::new();
+    for route in default_routes {
+        let mut waiting = vec![route.clone()];
+        while let Some(name) = waiting.pop() {
+            if let Entry::Vacant(carrier) = carriers.entry(name) {
+                waiting.extend(sysfs.net_device(carrier.key()).lowers()?);
+                carrier.insert(route.clone());
+            }
+        }
+    }
+    Ok(carriers)
+}
+
 struct Scan<'a> {
     sysfs: &'a Sysfs,
-    default_routes: &'a DefaultRoutes,
+    /// The network devices that default routes go through in the end, and the device that each route names.
+    carriers: BTreeMap<String, String>,
     ports: BTreeMap<PciAddress, Port>,
     vdpa: BTreeMap<PciAddress, VdpaDevice>,
 }
@@ -200,7 +224,7 @@ impl Scan<'_> {
             rdma: Vec::new(),
             p_key: None,
             vdpa: None,
-            iommu_group: function.iommu_group()?.map(|group| group.id),
+            iommu_group: function.iommu_group_id()?,
             obstacles: Vec::new(),
         })
     }
@@ -219,29 +243,11 @@ impl Scan<'_> {
             if let Some(master) = self.sysfs.net_device(netdev).master()? {
                 device.obstacles.push(Obstacle::PortOf { netdev: netdev.clone(), master });
             }
-            if let Some(netdev) = self.carries_default_route(netdev)? {
-                device.obstacles.push(Obstacle::DefaultRoute { netdev });
+            if let Some(netdev) = self.carriers.get(netdev) {
+                device.obstacles.push(Obstacle::DefaultRoute { netdev: netdev.clone() });
             }
         }
         Ok(device)
-    }
-
-    /// The network device of the default route, if it is `netdev` or stands on it, as a VLAN or bond does.
-    fn carries_default_route(&self, netdev: &str) -> Result<Option<String>, SysfsError> {
-        if self.default_routes.is_empty() {
-            return Ok(None);
-        }
-        let mut seen = BTreeSet::new();
-        let mut waiting = vec![netdev.to_owned()];
-        while let Some(name) = waiting.pop() {
-            if self.default_routes.contains(&name) {
-                return Ok(Some(name));
-            }
-            if seen.insert(name.clone()) {
-                waiting.extend(self.sysfs.net_device(&name).uppers()?);
-            }
-        }
-        Ok(None)
     }
 }
 
@@ -363,8 +369,8 @@ mod tests {
         fake.attribute("class/net/bond0/operstate", "up");
         fake.attribute("class/net/trunk.7/operstate", "up");
         std::os::unix::fs::symlink("../bond0", fake.root().join("class/net/port/master")).unwrap();
-        std::os::unix::fs::symlink("../bond0", fake.root().join("class/net/port/upper_bond0")).unwrap();
-        std::os::unix::fs::symlink("../trunk.7", fake.root().join("class/net/trunk/upper_trunk.7")).unwrap();
+        std::os::unix::fs::symlink("../port", fake.root().join("class/net/bond0/lower_port")).unwrap();
+        std::os::unix::fs::symlink("../trunk", fake.root().join("class/net/trunk.7/lower_trunk")).unwrap();
         let routes = DefaultRoutes::from(["mgmt".to_owned(), "trunk.7".to_owned()]);
         let devices = scan(&fake.sysfs(), &routes).unwrap();
         let obstacles: Vec<String> =

@@ -199,6 +199,44 @@ async fn what_a_killed_process_left_is_tidied_up() {
 }
 
 #[tokio::test]
+async fn many_changes_leave_nothing_behind() {
+    let node = Node::new();
+    node.configure(CONFIG);
+    let plugin = Plugin(node.command(&[]).spawn().unwrap());
+    let process = PathBuf::from(format!("/proc/{}", plugin.0.id()));
+    let files = || fs::read_dir(process.join("fd")).unwrap().count();
+    let resident = || -> usize {
+        let pages = fs::read_to_string(process.join("statm")).unwrap();
+        pages.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let mut list = node.list("vfs").await;
+    list.next().await;
+    let mut start = None;
+    for round in 0..60 {
+        node.add_vf(2, "igbvf");
+        plugin.signal("-HUP");
+        assert_eq!(list.next().await.len(), 3);
+        node.fake.remove("0000:3b:10.2");
+        plugin.signal("-HUP");
+        assert_eq!(list.next().await.len(), 2);
+        // kubelet restarts: it listens anew.
+        if round % 10 == 0 {
+            list = node.list("vfs").await;
+            list.next().await;
+        }
+        // The first rounds fill caches.
+        if round == 20 {
+            start = Some((files(), resident()));
+        }
+    }
+    let (first_files, first_resident) = start.unwrap();
+    until(|| files() <= first_files).await;
+    let grown = resident().saturating_sub(first_resident);
+    assert!(grown < 64, "{grown} pages more than {first_resident}");
+    plugin.stop();
+}
+
+#[tokio::test]
 async fn health_metrics_and_devices_can_be_asked_for() {
     let node = Node::new();
     node.configure(CONFIG);

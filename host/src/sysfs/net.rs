@@ -70,14 +70,14 @@ impl NetDevice {
         Ok(attribute(&self.path.join("carrier"))?.map(|text| text == "1"))
     }
 
-    /// The names of the devices that stand directly on this one: the bond, bridge or Open vSwitch it is a port
-    /// of, its VLANs, its macvlans (the kernel's `upper_<name>` links).
+    /// The names of the devices that this one stands directly on: the ports of a bond or bridge, the parent of a
+    /// VLAN or macvlan (the kernel's `lower_<name>` links).
     ///
     /// # Errors
     /// The directory cannot be listed.
-    pub fn uppers(&self) -> Result<Vec<String>> {
+    pub fn lowers(&self) -> Result<Vec<String>> {
         let names = names_in(&self.path)?;
-        Ok(names.iter().filter_map(|name| Some(name.strip_prefix("upper_")?.to_owned())).collect())
+        Ok(names.iter().filter_map(|name| Some(name.strip_prefix("lower_")?.to_owned())).collect())
     }
 
     /// The name of the device that this one is a port of: a bond, bridge, VRF or Open vSwitch.

@@ -251,18 +251,25 @@ impl PciDevice {
         NetDevice::new(self.path().join("net").join(name))
     }
 
+    /// The number of the function's IOMMU group, where its name is of no interest; `None` without an IOMMU.
+    ///
+    /// # Errors
+    /// The link cannot be read or names no number.
+    pub fn iommu_group_id(&self) -> Result<Option<u32>> {
+        let path = self.path().join("iommu_group");
+        let Some(text) = link_name(&path)? else { return Ok(None) };
+        let invalid = |_| SysfsError::Parse { path, text: text.clone(), expected: "an IOMMU group number" };
+        text.parse().map(Some).map_err(invalid)
+    }
+
     /// The function's IOMMU group; `None` without an IOMMU.
     ///
     /// # Errors
     /// The link cannot be read or names no number.
     pub fn iommu_group(&self) -> Result<Option<IommuGroup>> {
-        let path = self.path().join("iommu_group");
-        let Some(text) = link_name(&path)? else { return Ok(None) };
-        let name = attribute(&path.join("name"))?;
-        match text.parse() {
-            Ok(id) => Ok(Some(IommuGroup { id, name })),
-            Err(_) => Err(SysfsError::Parse { path, text, expected: "an IOMMU group number" }),
-        }
+        let Some(id) = self.iommu_group_id()? else { return Ok(None) };
+        let name = attribute(&self.path().join("iommu_group/name"))?;
+        Ok(Some(IommuGroup { id, name }))
     }
 
     /// The addresses of all functions in the same IOMMU group, this one included.
