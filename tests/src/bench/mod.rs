@@ -8,6 +8,7 @@ mod attach;
 mod call;
 mod ipam;
 mod lease;
+mod networks;
 mod row;
 mod start;
 mod thick;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
+
+use self::start::Started;
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -29,6 +32,8 @@ pub enum Bench {
     MultusThick,
     /// `whereabouts` ADD by many nodes, against a lease for each ADD; needs an API server (`--kubeconfig`).
     Ipam,
+    /// `multus` with delegates that do nothing, against a stand-in for the API server; needs root.
+    Multus,
 }
 
 /// How it is measured.
@@ -76,7 +81,10 @@ pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
         tempfile::Builder::new().prefix("podrail-bench").tempdir().context("make a temporary folder")?;
     let rows = match bench {
         Bench::CniStart => {
-            start::measure(&options.copied_to(folder.path(), &["sriov", "podrail-noop"], &["host-device"])?)
+            let sriov = Started { program: "sriov", wall: 0.3, size: 2.0 };
+            let options =
+                options.copied_to(folder.path(), &[sriov.program, "podrail-noop"], &["host-device"])?;
+            start::measure(&options, sriov)
         }
         Bench::CniAttach => {
             let reference = ["host-device", "host-local"];
@@ -89,6 +97,15 @@ pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
         Bench::Ipam => {
             let copied = options.copied_to(folder.path(), &["whereabouts"], &["host-local"])?;
             ipam::measure(&copied, &folder.path().join("ledgers"))
+        }
+        Bench::Multus => {
+            let multus = Started { program: "multus", wall: 0.5, size: 6.0 };
+            let ours = [multus.program, "podrail-noop", "podrail-delegate", "podrail-chain"];
+            let options = options.copied_to(folder.path(), &ours, &["host-device"])?;
+            start::measure(&options, multus).and_then(|mut rows| {
+                rows.extend(networks::measure(&options, folder.path())?);
+                Ok(rows)
+            })
         }
     }?;
     for line in row::table(&rows) {

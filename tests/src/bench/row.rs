@@ -23,13 +23,15 @@ pub(super) struct Row {
     pub(super) held: Option<bool>,
 }
 
-/// A bound that a figure is to stay below.
+/// A bound that a figure is to keep.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Aim {
     /// Of the ratio.
     Ratio(f64),
     /// Of the value itself.
     Value(f64),
+    /// Of the value itself, which may reach it: a number of things.
+    Count(f64),
 }
 
 impl Row {
@@ -45,10 +47,12 @@ impl Row {
         let held = aim.and_then(|aim| match aim {
             Aim::Ratio(bound) => ratio.map(|ratio| ratio < bound),
             Aim::Value(bound) => Some(value < bound),
+            Aim::Count(bound) => Some(value <= bound),
         });
         let aim = aim.map(|aim| match aim {
             Aim::Ratio(bound) => format!("ratio < {bound}"),
             Aim::Value(bound) => format!("< {bound} {unit}"),
+            Aim::Count(bound) => format!("<= {bound} {unit}"),
         });
         Self { case: case.into(), value, unit, baseline, ratio, aim, held }
     }
@@ -85,12 +89,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_aim_is_held_only_below_its_bound() {
+    fn an_aim_is_held_only_within_its_bound() {
         for (value, baseline, aim, held) in [
             (1.2, Some(1.0), Some(Aim::Ratio(1.3)), Some(true)),
             (1.3, Some(1.0), Some(Aim::Ratio(1.3)), Some(false)),
             (0.29, Some(0.1), Some(Aim::Value(0.3)), Some(true)),
             (0.3, None, Some(Aim::Value(0.3)), Some(false)),
+            (3.0, None, Some(Aim::Count(3.0)), Some(true)),
+            (4.0, None, Some(Aim::Count(3.0)), Some(false)),
             (1.2, None, Some(Aim::Ratio(1.3)), None),
             (1.2, Some(1.0), None, None),
         ] {
