@@ -65,7 +65,9 @@ impl NetworkList {
     /// # Errors
     /// As for [`parse`](Self::parse).
     pub fn from_object(object: Object) -> Result<Self, Error> {
-        match (object.get_fold("plugins"), object.get_fold("type")) {
+        // A list in a file may leave its plugins to a sub-directory; here is no directory.
+        let plugins = object.get_fold("plugins").filter(|plugins| *plugins != "null");
+        match (plugins, object.get_fold("type")) {
             (None, None) => {
                 return Err(Error::invalid_config(
                     "error parsing configuration: it has neither 'type' (one plugin) nor 'plugins' (a list)",
@@ -271,6 +273,11 @@ mod tests {
     }
 
     #[test]
+    fn a_plugin_with_null_for_plugins_is_one_plugin() {
+        assert!(list(r#"{"name":"n","plugins":null,"type":"a"}"#).is_single());
+    }
+
+    #[test]
     fn a_list_keeps_what_it_does_not_know() {
         let text = r#"{"name":"n","cniVersion":"1.0.0","x":1e2,"disableCheck":"TRUE","disableGC":true,"plugins":[{"type":"a","y":0.10},{"type":"b"}]}"#;
         let list = list(text);
@@ -316,6 +323,7 @@ mod tests {
             (r#"{"name":"n","plugins":[{"type":"a"}],"disableGC":"maybe"}"#, "disableGC"),
             (r#"{"name":"n","plugins":[{"type":"a"}],"disableGC":3}"#, "disableGC"),
             (r#"{}"#, "neither 'type'"),
+            (r#"{"name":"n","plugins":null}"#, "neither 'type'"),
         ];
         for (text, part) in table {
             let error = NetworkList::parse(text.as_bytes()).unwrap_err();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cni::exec::{Direct, Executor};
 use cni::{Object, Request};
+use serde_json::value::RawValue;
 
 use crate::Error;
 
@@ -68,8 +69,8 @@ pub struct Conf {
     pub cni_dir: PathBuf,
     /// Where plugins are looked for: `binDir`, then `CNI_PATH`.
     pub path: Vec<PathBuf>,
-    /// Inline networks, the first one being the primary.
-    pub delegates: Vec<Object>,
+    /// Inline networks as written, the first one being the primary. What is wrong with them stops no DEL.
+    pub delegates: Vec<Box<RawValue>>,
     /// Reference to the primary network; rules out `delegates`.
     pub cluster_network: Option<String>,
     /// Directory, beside the file of `cluster_network`, of plugins that every sandbox gets as its last network.

@@ -145,12 +145,12 @@ impl Cluster<'_> {
         if self.conf.delegates.is_empty() {
             return Err(none_configured());
         }
-        let read = |object: &cni::Object| {
-            NetworkList::from_object(object.clone())
+        let read = |delegate: &str| {
+            NetworkList::parse(delegate.as_bytes())
                 .map(Network::local)
                 .map_err(|e| Error::Conf(e.context("delegates")))
         };
-        self.conf.delegates.iter().map(read).collect()
+        self.conf.delegates.iter().map(|delegate| read(delegate.get())).collect()
     }
 
     /// A reference is a path when it has a slash, else the name of a NAD, else of a file's network.
