@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni::{CniResult, Interface, IpConfig, Request};
-use futures_util::future::{join, join_all};
+use futures_util::{StreamExt as _, future::join, stream};
 use host::Netns;
 use host::netlink::Netlink;
 use ipnet::{IpNet, Ipv4Net};
@@ -17,7 +17,7 @@ use crate::detach;
 use crate::device_info::{self, DeviceInfo};
 use crate::devices::DevicePool;
 use crate::kubelet;
-use crate::kubernetes::{Event, EventKind, Kubernetes, Pod};
+use crate::kubernetes::{Event, EventKind, Kubernetes, PARALLEL, Pod};
 use crate::networks::{self, Wanted};
 use crate::node::Node;
 use crate::record::Records;
@@ -252,7 +252,7 @@ impl Attach<'_> {
         let text = status::annotation(&states).map_err(|e| {
             Error::Conf(cni::Error::internal(format!("network-status has no JSON form: {e}")))
         })?;
-        let tell = join_all(events.iter().map(|event| kubernetes.tell(pod, event)));
+        let tell = stream::iter(&events).for_each_concurrent(PARALLEL, |event| kubernetes.tell(pod, event));
         join(kubernetes.set_network_status(pod, &text), tell).await.0
     }
 

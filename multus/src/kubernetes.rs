@@ -27,6 +27,10 @@ pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 
+/// How many requests run at a time: each further one needs a connection of its own, whose TLS handshake takes as long
+/// as several requests.
+pub(crate) const PARALLEL: usize = 2;
+
 /// How long one request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// How long a request is repeated while the server is down, restarting or overloaded.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cni::NetworkList;
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::Error;
 use crate::config::Conf;
-use crate::kubernetes::{DEFAULT_NETWORK, Kubernetes, NETWORKS, Pod};
+use crate::kubernetes::{DEFAULT_NETWORK, Kubernetes, NETWORKS, PARALLEL, Pod};
 use crate::nad::{self, Nad, Network};
 use crate::selection::{self, Selection};
 
@@ -229,7 +229,7 @@ fn key(selection: &Selection) -> (&str, &str) {
     (selection.namespace.as_deref().unwrap_or_default(), &selection.name)
 }
 
-/// Each NAD once, all at the same time; those that do not exist are left out.
+/// Each NAD once; those that do not exist are left out.
 async fn read_nads<'a>(
     kubernetes: &Kubernetes,
     selections: impl Iterator<Item = &'a Selection>,
@@ -238,8 +238,8 @@ async fn read_nads<'a>(
     let read = |(namespace, name)| async move {
         Ok::<_, Error>(((namespace, name), kubernetes.nad(namespace, name).await?))
     };
-    let found = try_join_all(keys.into_iter().map(read)).await?;
-    Ok(found.into_iter().filter_map(|(key, nad)| nad.map(|nad| (key, nad))).collect())
+    let found = stream::iter(keys).map(read).buffer_unordered(PARALLEL);
+    found.try_filter_map(async |(key, nad)| Ok(nad.map(|nad| (key, nad)))).try_collect().await
 }
 
 #[cfg(test)]
