@@ -4,7 +4,7 @@
 //! networks ([`selection`], [`nad`], [`networks`]) with which devices ([`devices`], [`kubelet`],
 //! [`checkpoint`]); that becomes delegates ([`delegate`]), which go to disk ([`record`]) before the first one
 //! runs ([`attach`]); default routes ([`routes`]) and the network-status ([`status`], [`device_info`]) follow.
-//! DEL ([`detach`]) needs nothing but what is on disk.
+//! DEL ([`detach`]) needs nothing but what is on disk. Calls for one sandbox take turns ([`turn`]).
 
 pub mod attach;
 pub mod cached_delegates;
