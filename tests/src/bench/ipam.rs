@@ -13,8 +13,8 @@ use super::lease::Peer;
 use super::row::{Aim, Row};
 use super::trial::{Subject, interleave, median};
 
-/// How many addresses the ranges have: a /20 without network and broadcast address.
-const USABLE: usize = 4094;
+/// How many addresses the ranges have: a /22 without network and broadcast address.
+const USABLE: usize = 1022;
 /// How many ADDs a node makes, where the range has room for them.
 const EACH: usize = 20;
 const NODES: [usize; 3] = [1, 10, 50];
@@ -95,7 +95,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn ipam(&self, network: &str, node: usize) -> Value {
         json!({
-            "type": "whereabouts", "range": "10.128.0.0/20", "network_name": network,
+            "type": "whereabouts", "range": "10.128.0.0/22", "network_name": network,
             "enable_overlapping_ranges": false, "dataDir": self.folder.join(format!("{network}-{node}")),
             "kubernetes": {"kubeconfig": self.kubeconfig},
         })
@@ -129,7 +129,7 @@ impl Bench<'_> {
         self.call(&ours, "ADD", &ipam, 0, "first").measure()?;
         let before = self.runtime.block_on(self.peer.requests())?;
         let local =
-            json!({"type": "host-local", "subnet": "10.128.0.0/20", "dataDir": self.folder.join("local")});
+            json!({"type": "host-local", "subnet": "10.128.0.0/22", "dataDir": self.folder.join("local")});
         let subject = |name, program, ipam| Subject {
             name,
             calls: ["ADD", "DEL"].map(|verb| self.call(program, verb, ipam, 0, "pod")).into(),
@@ -153,7 +153,7 @@ impl Bench<'_> {
 
     fn ours(&self, network: &str, nodes: usize, fill: usize) -> Result<Load> {
         let taken = USABLE * fill / 100;
-        self.runtime.block_on(self.peer.fill(&format!("{network}-10.128.0.0-20"), taken))?;
+        self.runtime.block_on(self.peer.fill(&format!("{network}-10.128.0.0-22"), taken))?;
         let each = EACH.min((USABLE - taken) / 2 / nodes).max(1);
         let program = self.options.programs.join("whereabouts");
         self.load(nodes, |node| {
@@ -165,7 +165,7 @@ impl Bench<'_> {
     }
 
     fn lease(&self, network: &str, nodes: usize) -> Result<Load> {
-        let pool = format!("{network}-10.128.0.0-20");
+        let pool = format!("{network}-10.128.0.0-22");
         self.runtime.block_on(self.peer.fill(&pool, USABLE / 2))?;
         self.load(nodes, |node| {
             let add = |pod| {

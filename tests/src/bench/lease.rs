@@ -48,7 +48,7 @@ impl Peer {
         };
         let allocations: serde_json::Map<String, Value> = (1..=taken).map(entry).collect();
         let object = DynamicObject::new(name, &self.pool)
-            .data(json!({"spec": {"range": "10.128.0.0/20", "allocations": allocations}}));
+            .data(json!({"spec": {"range": "10.128.0.0/22", "allocations": allocations}}));
         self.pools
             .create(&PostParams::default(), &object)
             .await
