@@ -19,9 +19,15 @@ pub(crate) type DefaultRoutes = BTreeSet<String>;
 
 /// Asks the kernel for the default routes of the namespace that the process is in.
 pub(crate) async fn default_routes(netlink: &Netlink) -> Result<DefaultRoutes, host::netlink::Error> {
-    let (routes, links) = (netlink.default_routes().await?, netlink.links().await?);
-    let used = |link: &host::netlink::Link| routes.iter().any(|route| route.uses(link.index));
-    Ok(links.into_iter().filter(used).map(|link| link.name).collect())
+    let routes = netlink.default_routes().await?;
+    let hops = routes.iter().flat_map(|route| &route.next_hops).map(|(_, interface)| *interface);
+    let interfaces: BTreeSet<u32> = routes.iter().filter_map(|route| route.interface).chain(hops).collect();
+    let mut names = DefaultRoutes::new();
+    // One by one: a list of all interfaces has every VF in it.
+    for interface in interfaces {
+        names.extend(netlink.link(interface).await?.map(|link| link.name));
+    }
+    Ok(names)
 }
 
 /// Every network and accelerator device of the machine, by PCI address and auxiliary name.
