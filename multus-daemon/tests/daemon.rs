@@ -142,7 +142,8 @@ fn the_next_daemon_takes_up_what_a_killed_one_left() {
         "what was attached by half is undone before it is attached anew"
     );
     // One that is kept while the daemon runs is done as well; it is not lost, however late it comes.
-    std::fs::write(node.path("state/pending/c1-eth0"), node.call("DEL", "c1").to_string()).unwrap();
+    std::fs::write(node.path("state/pending/.draft"), node.call("DEL", "c1").to_string()).unwrap();
+    std::fs::rename(node.path("state/pending/.draft"), node.path("state/pending/c1-eth0")).unwrap();
     node.until("the late DEL is done", || node.state() == [".c3-eth0.7"]);
     next.terminate();
     assert!(next.wait());
