@@ -34,7 +34,8 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     if conf.raw.get_fold("perNodeCertificate").is_some() {
         tracing::error!("\"perNodeCertificate\" is not supported: the service account is used instead");
     }
-    let socket = Socket::take_over(&conf.socket_dir)?;
+    let socket_dir = conf.socket_dir.clone();
+    let socket = Socket::take_over(&socket_dir)?;
     let lock = socket::lock(&conf.socket_dir).await?;
     let blocking = tokio::task::spawn_blocking(orphans::wait);
     blocking.await.map_err(|e| Error::Usage(format!("waiting for delegates broke off: {e}")))?;
@@ -64,8 +65,13 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     }
     lock.release();
     // Another daemon may work now. Ending before being told to would have this one started again.
-    stop.cancelled().await;
-    Ok(())
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        () = socket::abandoned(&socket_dir) => {
+            let message = "the multus-daemon that took over has gone; this one has to be started again";
+            Err(Error::Usage(message.to_owned()))
+        }
+    }
 }
 
 /// Is cancelled when the daemon is told to end (SIGTERM or SIGINT).

@@ -22,6 +22,9 @@ pub const LOCK: &str = "multus.lock";
 /// How long the daemon before this one may take to end its calls.
 const PREDECESSOR_LIMIT: Duration = Duration::from_secs(60);
 
+/// How often a daemon that gave way looks whether the next one is still there.
+const ABANDONED_EVERY: Duration = Duration::from_secs(2);
+
 /// The socket of this daemon.
 #[derive(Debug)]
 pub struct Socket {
@@ -111,6 +114,16 @@ pub async fn lock(directory: &Path) -> Result<FileLock, Error> {
     });
     let failed = |e: String| Error::file("locking", &path, format!("{e}; is another multus-daemon running?"));
     locked.await.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
+}
+
+/// Waits until nobody has the right to work: who has taken over has gone.
+pub async fn abandoned(directory: &Path) {
+    loop {
+        tokio::time::sleep(ABANDONED_EVERY).await;
+        if FileLock::acquire(&directory.join(LOCK), Duration::ZERO).is_ok() {
+            return;
+        }
+    }
 }
 
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {

@@ -25,6 +25,12 @@ fn gated() -> Node {
     node
 }
 
+/// Identifies the socket that calls reach.
+fn inode(node: &Node) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(node.path("run/multus.sock")).unwrap().ino()
+}
+
 fn open(node: &Node) {
     std::fs::remove_file(node.path("gate")).unwrap();
 }
@@ -172,12 +178,9 @@ fn another_daemon_takes_over_without_a_lost_call() {
     let mut old = node.daemon(&json!({}));
     let working = node.send("POST", "/cni", &node.call("ADD", "c1")).unwrap();
     node.until("the second delegate runs", || node.path("reached").exists());
-    let socket = std::fs::metadata(node.path("run/multus.sock")).unwrap();
+    let socket = inode(&node);
     let _new = node.start(&json!({}));
-    node.until("the socket is another", || {
-        use std::os::unix::fs::MetadataExt;
-        std::fs::metadata(node.path("run/multus.sock")).is_ok_and(|m| m.ino() != socket.ino())
-    });
+    node.until("the socket is another", || inode(&node) != socket);
     let waiting = node.send("POST", "/cni", &node.call("ADD", "c2")).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(node.count("ADD c2"), 0, "two daemons do not work at the same time");
@@ -187,6 +190,17 @@ fn another_daemon_takes_over_without_a_lost_call() {
     old.terminate();
     assert!(old.wait());
     assert_eq!(node.cni("DEL", "c1").unwrap().0, 200, "and leaves the socket to the new one");
+}
+
+#[test]
+fn a_daemon_that_gave_way_ends_when_the_next_one_has_gone() {
+    let node = Node::new("");
+    let mut old = node.daemon(&json!({}));
+    let socket = inode(&node);
+    let new = node.start(&json!({}));
+    node.until("the new one has taken over", || inode(&node) != socket && node.cni("DEL", "c1").is_some());
+    new.kill();
+    assert!(!old.wait(), "it is to be started again");
 }
 
 #[test]
