@@ -41,8 +41,13 @@ quoted() {
 # Waits until guest-init is through. Fails with the reason on standard output; unless that begins with FAILED, another
 # boot may do better.
 wait_ready() {
-    local node=$1 started=$SECONDS console=$LAB/log/node$1.console limit=90
-    while ((SECONDS - started < limit)); do
+    local node=$1 started=$SECONDS console=$LAB/log/node$1.console limit=240 silence=90 heard=$SECONDS size=0
+    # How long a boot takes is a matter of how busy this host is; one that is silent for so long hangs.
+    while ((SECONDS - started < limit && SECONDS - heard < silence)); do
+        if [[ $(stat -c %s "$console" 2>/dev/null || echo 0) != "$size" ]]; then
+            size=$(stat -c %s "$console")
+            heard=$SECONDS
+        fi
         if grep -aq PODRAIL-LAB-FAILED "$console" 2>/dev/null; then
             printf 'FAILED %s\n' "$(grep -ao 'PODRAIL-LAB-FAILED .*' "$console" | head -1 | cut -d' ' -f2- | tr -d '\r')"
             return 1
@@ -55,8 +60,6 @@ wait_ready() {
             grep -ao 'PODRAIL-LAB-AGAIN .*' "$console" | head -1 | cut -d' ' -f2- | tr -d '\r'
             return 1
         fi
-        # Once init runs, the rest is a matter of how busy this host is.
-        ((limit > 90)) || ! grep -aq 'guest-init:' "$console" 2>/dev/null || limit=240
         if grep -aq 'guest-init: ready' "$console" 2>/dev/null; then
             keep_connection "$node" && return 0
         fi
