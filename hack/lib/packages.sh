@@ -50,7 +50,7 @@ line_source_of() {
 serves() {
     # shellcheck disable=SC2016 # apt's own variables
     apt-get indextargets --format '$(IDENTIFIER) $(RELEASE)' 2>/dev/null |
-        grep -qxE "$([[ $1 == deb ]] && echo Packages || echo Sources) $2"
+        grep -xE "$([[ $1 == deb ]] && echo Packages || echo Sources) $2" >/dev/null
 }
 
 # use_suite TYPE SUITE: makes apt know SUITE, by one stanza in a sources file of our own. Where this host's own suite is
@@ -128,7 +128,8 @@ dpdk_driver_package() {
     die "apt knows no librte-net-e1000 package of dpdk's version $version"
 }
 
-qemu_has_igb() { qemu-system-x86_64 -device help 2>/dev/null | grep -q '^name "igb"'; }
+# Here and elsewhere no grep -q behind a pipe: it ends at the first match, and pipefail takes the writer's SIGPIPE for an answer.
+qemu_has_igb() { qemu-system-x86_64 -device help 2>/dev/null | grep '^name "igb"' >/dev/null; }
 
 # Everything a guest needs from the host. Quick when all is there; once a day's first run may cost a minute.
 install_lab_packages() {

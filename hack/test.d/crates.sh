@@ -43,7 +43,7 @@ shipped_programs() {
     touch "$LOGS/shipped"
 }
 
-is_static() { ! ldd "$1" 2>/dev/null | grep -q '=>'; }
+is_static() { ! ldd "$1" 2>/dev/null | grep '=>' >/dev/null; }
 
 smaller_than() {
     local bytes
