@@ -19,6 +19,8 @@ use crate::sweep;
 
 /// How long ADD goes on while the API server does not answer: less than a runtime's own patience.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long ADD goes on while other nodes are quicker: less than a runtime's own patience.
+const CONTENTION: Duration = Duration::from_secs(110);
 /// How many holders an exhausted range names.
 const NAMED: usize = 5;
 
@@ -178,6 +180,7 @@ impl<'a> Attach<'a> {
             source,
             network_name: &self.conf.network_name,
             block: self.conf.block(&source.range),
+            limit: CONTENTION,
         };
         let pool = conversation.hold(Some(demand)).await?;
         if let Some(offset) = take(self.store)? {

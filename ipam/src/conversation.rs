@@ -1,7 +1,8 @@
 //! A node and a pool, brought to say the same.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
@@ -15,10 +16,10 @@ use crate::pool::{Change, NodeLife, Owner, Pool};
 use crate::range::Range;
 use crate::store::{Store, now};
 
-/// How often a change is tried that others forestall. Each time one of them has got what it wanted.
-const TRIES: u32 = 200;
-/// Longest pause between two tries, milliseconds.
-const LONGEST_PAUSE: u64 = 400;
+/// Longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Up to how many doublings the pause grows: as many nodes as meet at a pool of a large cluster.
+const MOST_DOUBLINGS: u32 = 6;
 /// At which fill the cluster is told, percent.
 const ALARMS: [u32; 3] = [80, 95, 100];
 
@@ -35,6 +36,8 @@ pub struct Conversation<'a> {
     pub network_name: &'a str,
     /// `node_slice_size` as a number of addresses.
     pub block: Option<u128>,
+    /// For how long a change is tried that others forestall. Each time one of them has got what it wanted.
+    pub limit: Duration,
 }
 
 impl Conversation<'_> {
@@ -49,7 +52,10 @@ impl Conversation<'_> {
         let name = self.source.pool.as_str();
         let me = self.introduce().await?;
         let mut avoid = BTreeSet::new();
-        for turn in 0..TRIES {
+        let begun = Instant::now();
+        let mut turns = 0;
+        while turns == 0 || begun.elapsed() < self.limit {
+            let turn = Instant::now();
             // Taken before the pool is read: that is how old the news is.
             let started = now()?;
             let pool = self.kubernetes.pool(name, &self.source.range.subnet().to_string()).await?;
@@ -62,7 +68,9 @@ impl Conversation<'_> {
             })?;
             self.unreserve(&pool, &change, &me).await?;
             if !change.is_empty() && !self.kubernetes.change_pool(name, &pool.patch(&change)).await? {
-                pause(turn).await;
+                let left = self.limit.saturating_sub(begun.elapsed());
+                tokio::time::sleep(pause(turns, turn.elapsed()).min(left)).await;
+                turns += 1;
                 continue;
             }
             let after = pool.changed(&change);
@@ -73,6 +81,7 @@ impl Conversation<'_> {
                 })
             })?;
             self.alarm(&pool, &after).await;
+            turns += 1;
             // What went back just now may be what is needed.
             if !is_met && change.values().any(Option::is_none) {
                 continue;
@@ -84,7 +93,7 @@ impl Conversation<'_> {
             }
             avoid.extend(refused);
         }
-        Err(Error::Contended { pool: name.to_owned(), tries: TRIES })
+        Err(Error::Contended { pool: name.to_owned(), tries: turns })
     }
 
     /// Who we are to the pool. The name is verified as soon as it can be: only then may others bury us, or may we take
@@ -183,10 +192,10 @@ impl Conversation<'_> {
     }
 }
 
-/// A pause of random length, so that those who met do not meet again.
-async fn pause(turn: u32) {
-    use std::hash::{BuildHasher as _, RandomState};
-    let limit = 2_u64.saturating_pow(turn.min(10)).min(LONGEST_PAUSE);
-    let millis = RandomState::new().hash_one(turn) % (limit + 1);
-    tokio::time::sleep(Duration::from_millis(millis)).await;
+/// A pause of random length, so that those who met do not meet again. It is measured by what a turn takes, and longer
+/// after each: an API server that is slow is not made slower by changes that cannot succeed.
+fn pause(turns: u32, turn: Duration) -> Duration {
+    let longest = turn.saturating_mul(2 << turns.min(MOST_DOUBLINGS)).min(LONGEST_PAUSE);
+    let micros = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+    Duration::from_micros(RandomState::new().hash_one(turns) % micros.saturating_add(1))
 }

@@ -90,7 +90,7 @@ pub(crate) async fn tell(conf: &Conf, store: &Store, patience: Duration) -> Resu
         };
         let network_name = &conf.network_name;
         let block = conf.block(&source.range);
-        Conversation { kubernetes, store, source, network_name, block }.hold(None).await?;
+        Conversation { kubernetes, store, source, network_name, block, limit: patience }.hold(None).await?;
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 const LARGEST_BLOCK: u128 = 64;
 /// A node asks for its part of the room, divided by this: the others must find some after it.
 const SHARE: u128 = 2;
+/// How many nodes are expected at least: those that come first must leave room for those that come.
+const FEWEST_NODES: u128 = 8;
 /// Most addresses that are asked back at once.
 const MOST_WANTED: usize = 64;
 
@@ -166,7 +168,7 @@ fn block(room: u128, pool: &Pool, me: &NodeLife, configured: Option<u128>) -> u1
         Some(size) => size.min(room / SHARE).max(1),
         None => {
             let others = pool.nodes().iter().filter(|node| !node.is_same_node(me)).count() as u128;
-            (room / (SHARE * (others + 1))).clamp(1, LARGEST_BLOCK)
+            (room / (SHARE * (others + 1).max(FEWEST_NODES))).clamp(1, LARGEST_BLOCK)
         }
     }
 }
