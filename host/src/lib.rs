@@ -5,6 +5,7 @@
 //! attribute or a sysfs path.
 
 pub mod announce;
+pub mod cgroup;
 pub mod chroot;
 pub mod directory_watch;
 pub mod durable;

@@ -20,6 +20,7 @@ use crate::cancel::Cancel;
 use crate::clients::Clients;
 use crate::conf::DaemonConf;
 use crate::executor::Supervisor;
+use crate::launcher::{Launcher, THIS_PROGRAM};
 use crate::pending;
 use crate::sandboxes::{Sandboxes, Turn};
 use crate::wire::Call;
@@ -35,6 +36,7 @@ pub struct Calls {
     pub clients: Clients,
     /// The sandboxes that are worked on.
     pub sandboxes: Sandboxes,
+    launcher: Arc<Launcher>,
     adds: Arc<Semaphore>,
     dels: Arc<Semaphore>,
 }
@@ -54,11 +56,13 @@ impl Calls {
     #[must_use]
     pub fn new(conf: DaemonConf, node: Node, clients: Clients) -> Self {
         let (adds, dels) = (Semaphore::new(conf.add_limit), Semaphore::new(conf.del_limit));
+        let launcher = Launcher::new(THIS_PROGRAM, conf.chroot.clone());
         Calls {
             conf,
             node,
             clients,
             sandboxes: Sandboxes::default(),
+            launcher: Arc::new(launcher),
             adds: Arc::new(adds),
             dels: Arc::new(dels),
         }
@@ -115,7 +119,8 @@ impl Calls {
         let mut conf = Conf::load(request)?;
         conf.executor = Arc::new(Supervisor {
             environment: call.environment.clone(),
-            root: self.conf.chroot.clone(),
+            launcher: Arc::clone(&self.launcher),
+            limit: self.conf.delegate_limit,
             cancel: cancel.clone(),
         });
         Ok(conf)

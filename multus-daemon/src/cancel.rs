@@ -8,7 +8,7 @@ use host::process::Group;
 use tokio_util::sync::CancellationToken;
 
 /// How long a delegate may take to end by itself before it is killed.
-const GRACE: Duration = Duration::from_secs(2);
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 /// One call that can be given up, shared by all who work for it.
 #[derive(Debug, Clone, Default)]

@@ -41,6 +41,11 @@ pub enum Verb {
         /// How long sandboxes that run are waited for.
         wait: Duration,
     },
+    /// Start delegates for the daemon.
+    StartDelegates {
+        /// The host's root, where it is another one.
+        root: Option<PathBuf>,
+    },
     /// Ask a daemon whether it is well.
     Probe {
         /// Its socket's directory.
@@ -75,6 +80,8 @@ const PROBE: [Flag; 2] = [
     Flag::new(&["socket-dir"], "/run/multus", "where the daemon's socket is"),
     Flag::new(&["path"], "/readyz", "/readyz or /healthz"),
 ];
+
+const START_DELEGATES: [Flag; 1] = [Flag::new(&["root"], "", "the host's root, where it is another one")];
 
 const OVERVIEW: &str = "\
 usage: multus-daemon [--config FILE]    serve multus-shim (thick mode)
@@ -132,6 +139,10 @@ impl Verb {
                     wait: Duration::from_secs(seconds),
                 },
                 Err(_) => Verb::Print("--wait must be a number of seconds\n".to_owned(), 2),
+            }),
+            // The daemon's own; nobody else has a use for it.
+            "start-delegates" => parsed(&START_DELEGATES, |values| Verb::StartDelegates {
+                root: values.optional("root").map(PathBuf::from),
             }),
             "probe" => parsed(&PROBE, |values| Verb::Probe {
                 socket_dir: values.path("socket-dir"),

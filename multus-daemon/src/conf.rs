@@ -5,6 +5,7 @@
 //! ([`DaemonConf::overlay`]).
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cni::Object;
 use multus::config::LogConf;
@@ -22,6 +23,9 @@ const DEFAULT_CNI_DIR: &str = "/var/lib/cni/multus";
 /// and some of those take 50 MB.
 const DEFAULT_LIMIT: usize = 16;
 
+/// Kubelet gives a sandbox four minutes; what takes longer hangs, and keeps others from their turn.
+const DEFAULT_DELEGATE_LIMIT: Duration = Duration::from_secs(240);
+
 /// The validated configuration.
 #[derive(Debug, Clone)]
 pub struct DaemonConf {
@@ -37,6 +41,8 @@ pub struct DaemonConf {
     pub add_limit: usize,
     /// How many DELs are worked on at a time.
     pub del_limit: usize,
+    /// How long a delegate may take before it is killed.
+    pub delegate_limit: Duration,
     /// Where the generated configuration is written.
     pub cni_config_dir: PathBuf,
     /// Where the primary's configuration is looked for; `None` when it is `cni_config_dir`.
@@ -94,6 +100,7 @@ impl DaemonConf {
             log: log(&raw)?,
             add_limit: limit("connectionLimit")?.unwrap_or(DEFAULT_LIMIT),
             del_limit: limit("delLimit")?.unwrap_or(DEFAULT_LIMIT),
+            delegate_limit: duration(&raw, "delegateTimeout")?.unwrap_or(DEFAULT_DELEGATE_LIMIT),
             cni_config_dir: path("cniConfigDir")?.unwrap_or_else(|| DEFAULT_CNI_CONFIG_DIR.into()),
             autoconfig_dir: path("multusAutoconfigDir")?,
             master: text("multusMasterCNI")?,
@@ -132,6 +139,38 @@ impl DaemonConf {
     }
 }
 
+/// A length of time as Go writes it: `1h30m`, `10m`, `500ms`.
+pub(crate) fn duration(raw: &Object, key: &str) -> Result<Option<Duration>, cni::Error> {
+    let Some(text) = raw.decode::<String>(key)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let parsed = parse_duration(&text).filter(|duration| !duration.is_zero());
+    parsed.map(Some).ok_or_else(|| {
+        cni::Error::invalid_config(format!(
+            "{key:?} must be a length of time as 1h30m or 45s, and is {text:?}"
+        ))
+    })
+}
+
+fn parse_duration(mut text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    while !text.is_empty() {
+        let number = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, rest) = text.split_at(number);
+        let unit = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let (unit, rest) = rest.split_at(unit);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        text = rest;
+    }
+    Some(total)
+}
+
 /// What is logged; nothing on standard error unless it is asked for.
 fn log(raw: &Object) -> Result<LogConf, cni::Error> {
     let to_stderr = raw.decode("logToStderr")?.unwrap_or_default();
@@ -156,11 +195,22 @@ mod tests {
     }
 
     #[test]
+    fn lengths_of_time_as_go_writes_them() {
+        for (text, seconds) in [("10m", 600.0), ("1h30m", 5400.0), ("1.5s", 1.5), ("250ms", 0.25)] {
+            let conf = read(&format!(r#"{{"delegateTimeout":"{text}"}}"#)).unwrap();
+            assert_eq!(conf.delegate_limit, Duration::from_secs_f64(seconds), "{text}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_named() {
         for (json, part) in [
             (r#"{"connectionLimit":0}"#, "connectionLimit"),
             (r#"{"connectionLimit":-1}"#, "connectionLimit"),
             (r#"{"socketDir":1}"#, "socketDir"),
+            (r#"{"delegateTimeout":"4"}"#, "delegateTimeout"),
+            (r#"{"delegateTimeout":"0s"}"#, "delegateTimeout"),
+            (r#"{"delegateTimeout":"4 m"}"#, "delegateTimeout"),
         ] {
             let error = read(json).unwrap_err().to_string();
             assert!(error.contains(part), "{json}: {error}");

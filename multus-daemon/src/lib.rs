@@ -3,7 +3,8 @@
 //!
 //! A call comes over the socket ([`socket`], [`server`]) in the peers' protocol ([`wire`]), waits for its turn
 //! ([`calls`], [`sandboxes`]) and is worked on by the functions of the thin plugin, with delegates that are started as
-//! the runtime would have ([`executor`]) and can be ended ([`cancel`]). What the API server tells by itself ([`watch`])
+//! the runtime would have ([`executor`]), outside of the daemon's memory ([`launcher`], [`starter`]), and can be ended
+//! ([`cancel`]). What the API server tells by itself ([`watch`])
 //! is not asked for ([`clients`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
 //! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run, [`follow`] does so when their
 //! annotation changes.
@@ -28,6 +29,7 @@ pub mod gc;
 pub mod generate;
 pub mod install;
 pub mod kubeconfig;
+pub mod launcher;
 pub mod manager;
 pub mod metrics;
 pub mod orphans;
@@ -37,6 +39,7 @@ pub mod probe;
 pub mod sandboxes;
 pub mod server;
 pub mod socket;
+pub mod starter;
 pub mod uninstall;
 pub mod watch;
 pub mod wire;

@@ -9,7 +9,7 @@ use multus_daemon::cli::{Verb, print};
 use multus_daemon::conf::DaemonConf;
 use multus_daemon::install::{THICK, THIN, install};
 use multus_daemon::uninstall::{Places, uninstall};
-use multus_daemon::{Error, daemon, entrypoint, probe};
+use multus_daemon::{Error, daemon, entrypoint, probe, starter};
 
 fn main() -> ExitCode {
     let done = match Verb::of_process() {
@@ -47,6 +47,8 @@ fn act(verb: Verb) -> Result<(), Error> {
             let places = Places { bin_dir, conf_dir, source };
             runtime(Calls::limit(&conf))?.block_on(uninstall(conf, &places, wait)).map(drop)
         }
+        Verb::StartDelegates { root } => starter::serve(root.as_deref())
+            .map_err(|e| Error::Usage(format!("starting delegates for the daemon: {e}"))),
         Verb::Probe { socket_dir, path } => probe::probe(&socket_dir, &path),
         Verb::Print(..) => Ok(()),
     }
