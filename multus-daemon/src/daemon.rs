@@ -17,7 +17,8 @@ use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::server::Server;
 use crate::socket::{self, Socket};
-use crate::{follow, gc, orphans, pending, uninstall, watch};
+use crate::watch::Listeners;
+use crate::{follow, gc, orphans, pending, repair, uninstall, watch};
 
 /// How long kept DELs may keep new pods waiting.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -107,13 +108,18 @@ async fn follow_cluster(calls: Arc<Calls>, known: Arc<Known>, node_name: Option<
     };
     let nads = watch::nads(client.clone(), Arc::clone(&known));
     match node_name {
-        Some(node) if calls.conf.follow_annotations => {
-            let (tell, changed) = mpsc::unbounded_channel();
-            let followed = follow::follow(calls, Arc::clone(&known), changed);
-            tokio::join!(nads, watch::pods(client, &node, known, Some(tell)), followed);
-        }
         Some(node) => {
-            tokio::join!(nads, watch::pods(client, &node, known, None));
+            let (tell_listed, listed) = mpsc::unbounded_channel();
+            let (tell_changed, changed) = mpsc::unbounded_channel();
+            let changes = calls.conf.follow_annotations.then_some(tell_changed);
+            let listeners = Listeners { listed: tell_listed, changed: changes };
+            tokio::join!(
+                nads,
+                repair::follow(Arc::clone(&calls), listed),
+                // Ends at once where nobody tells of changes.
+                follow::follow(calls, Arc::clone(&known), changed),
+                watch::pods(client, &node, known, listeners),
+            );
         }
         None => {
             tracing::warn!("MULTUS_NODE_NAME is not set: every pod is asked for by itself");

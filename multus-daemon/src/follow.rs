@@ -6,22 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cni::{Command, Request};
-use multus::config::Conf;
-use multus::delegate::Delegate;
+use cni::Command;
 use multus::known::Known;
 use multus::kubernetes::{Kubernetes, NETWORKS, Pod};
 use multus::nad::Network;
 use multus::networks::Wanted;
 use multus::selection::{self, Selection};
-use multus::{Error, hotplug, kubelet, status};
+use multus::{Error, hotplug, kubelet};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::calls::Calls;
-use crate::cancel::Cancel;
-use crate::gc;
-use crate::wire::Call;
+use crate::on_record;
 
 /// How many pods are remembered before those that are gone are forgotten: more than a node has.
 const LONG: usize = 1000;
@@ -83,7 +79,7 @@ fn by_interface(selections: Vec<Selection>) -> BTreeMap<String, Selection> {
 async fn change(calls: &Arc<Calls>, pod: &Pod, before: &str, now: &str) -> Result<(), Error> {
     let difference =
         Difference::between(before, now).map_err(|source| Error::Annotation { key: NETWORKS, source })?;
-    let Some(container) = container_of(calls, pod) else { return Ok(()) };
+    let Some(container) = on_record::container_of(calls, pod) else { return Ok(()) };
     let turn = calls.sandboxes.turn(&container).await;
     let permit = calls.permit(Command::Add).await;
     let kubernetes = calls.clients.client(calls.conf.kubeconfig.as_deref()).await?;
@@ -99,44 +95,6 @@ async fn change(calls: &Arc<Calls>, pod: &Pod, before: &str, now: &str) -> Resul
         done
     });
     worked.await.unwrap_or_else(|e| Err(Error::Conf(cni::Error::internal(e.to_string()))))
-}
-
-/// The container whose record names the pod.
-fn container_of(calls: &Calls, pod: &Pod) -> Option<String> {
-    let is_of_pod = |delegate: &Delegate| {
-        delegate.attachment.args.iter().any(|(key, value)| key == "K8S_POD_UID" && *value == pod.uid)
-    };
-    gc::containers(&calls.conf.cni_dir).into_iter().find(|container| {
-        let Ok((_, request, conf)) = own_call(calls, container, "DEL", None, "eth0") else { return false };
-        hotplug::attached(&conf, &request).is_ok_and(|delegates| delegates.iter().any(is_of_pod))
-    })
-}
-
-/// A call of the daemon's own for a sandbox: with the namespace and arguments of `like`, a network that it has.
-fn own_call(
-    calls: &Calls,
-    container: &str,
-    command: &str,
-    like: Option<&Delegate>,
-    ifname: &str,
-) -> Result<(Call, Request, Conf), Error> {
-    let mut environment = vec![
-        ("CNI_COMMAND".to_owned(), command.to_owned()),
-        ("CNI_CONTAINERID".to_owned(), container.to_owned()),
-        ("CNI_IFNAME".to_owned(), ifname.to_owned()),
-    ];
-    environment.extend(std::env::var("PATH").ok().map(|path| ("PATH".to_owned(), path)));
-    if let Some(attachment) = like.map(|delegate| &delegate.attachment) {
-        let netns = attachment.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        // What the other network asked for is its own.
-        let pairs = attachment.args.iter().filter(|(key, _)| key != "IP" && key != "MAC");
-        let args: Vec<String> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
-        environment.extend([("CNI_NETNS".to_owned(), netns), ("CNI_ARGS".to_owned(), args.join(";"))]);
-    }
-    let call = Call { environment: environment.into_iter().collect(), ..Call::default() };
-    let request = calls.own_request(&call).map_err(Error::Conf)?;
-    let conf = calls.conf_of(&call, &request, &Cancel::default())?;
-    Ok((call, request, conf))
 }
 
 struct Sandbox<'a> {
@@ -159,28 +117,24 @@ impl Sandbox<'_> {
             tracing::info!("pod {}: {ifname} is attached to {}", self.pod, selection.name);
             errors.extend(self.attach(&ifname, selection).err());
         }
-        errors.extend(self.report().err());
+        let report = on_record::report(self.calls, &self.container, self.pod, &self.kubernetes);
+        errors.extend(self.handle.block_on(report).err());
         Error::join(errors)
     }
 
-    fn on_record(&self) -> Result<Vec<Delegate>, Error> {
-        let (_, request, conf) = own_call(self.calls, &self.container, "DEL", None, "eth0")?;
-        hotplug::attached(&conf, &request)
-    }
-
     fn detach(&self, ifname: &str) -> Result<(), Error> {
-        let on_record = self.on_record()?;
+        let on_record = on_record::delegates(self.calls, &self.container)?;
         let is_primary = on_record.iter().any(|d| d.is_primary && d.attachment.ifname == ifname);
         if is_primary {
             return Ok(());
         }
-        let (_, request, conf) = own_call(self.calls, &self.container, "DEL", on_record.first(), ifname)?;
+        let (request, conf) = on_record::call(self.calls, &self.container, "DEL", on_record.first(), ifname)?;
         hotplug::detach(&self.calls.node, &conf, &request).map(drop)
     }
 
     fn attach(&self, ifname: &str, selection: Selection) -> Result<(), Error> {
-        let on_record = self.on_record()?;
-        let (_, request, conf) = own_call(self.calls, &self.container, "ADD", on_record.first(), ifname)?;
+        let on_record = on_record::delegates(self.calls, &self.container)?;
+        let (request, conf) = on_record::call(self.calls, &self.container, "ADD", on_record.first(), ifname)?;
         let namespace = selection.namespace.clone().unwrap_or_else(|| self.pod.namespace.clone());
         if !conf.may_use(&self.pod.namespace, &namespace) {
             return Err(Error::Isolation { pod: self.pod.namespace.clone(), target: namespace });
@@ -196,28 +150,6 @@ impl Sandbox<'_> {
             devices.forget(on_record.iter().filter_map(|delegate| delegate.device_id.as_deref()));
             hotplug::attach(&self.calls.node, &conf, &request, self.pod, wanted, &mut devices).await.map(drop)
         })
-    }
-
-    fn report(&self) -> Result<(), Error> {
-        let (_, _, conf) = own_call(self.calls, &self.container, "DEL", None, "eth0")?;
-        let cache = conf.runtime().cache();
-        let mut states = Vec::new();
-        for delegate in self.on_record()? {
-            let ifname = &delegate.attachment.ifname;
-            let Some(result) = cache.result(&delegate.list, &self.container, ifname) else { continue };
-            let info = delegate.device_info_file(&self.calls.node).and_then(|file| std::fs::read(file).ok());
-            let info = info.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            states.extend(status::of_result(
-                &delegate.label,
-                ifname,
-                delegate.is_primary,
-                &result,
-                info.as_ref(),
-            ));
-        }
-        let text =
-            status::annotation(&states).map_err(|e| Error::Conf(cni::Error::internal(e.to_string())))?;
-        self.handle.block_on(self.kubernetes.set_network_status(self.pod, &text))
     }
 }
 

@@ -11,8 +11,7 @@ use multus::hotplug;
 use multus::record::Records;
 
 use crate::calls::Calls;
-use crate::cancel::Cancel;
-use crate::wire::Call;
+use crate::on_record;
 
 /// How often garbage is collected.
 const EVERY: Duration = Duration::from_secs(300);
@@ -61,15 +60,11 @@ pub fn containers(cni_dir: &Path) -> Vec<String> {
 /// Whether the sandbox had namespaces, and has none of them any more. A path below `/proc` tells nothing: the number
 /// may be another process's.
 fn is_gone(calls: &Calls, container: &str) -> bool {
-    let environment = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", container)]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let call = Call { environment: environment.into(), ..Call::default() };
-    let Ok(request) = calls.own_request(&call) else { return false };
-    let Ok(conf) = calls.conf_of(&call, &request, &Cancel::default()) else { return false };
-    let on_record = hotplug::attached(&conf, &request).unwrap_or_default();
+    let Ok((request, conf)) = on_record::call(calls, container, "DEL", None, "eth0") else { return false };
+    let attached = hotplug::attached(&conf, &request).unwrap_or_default();
     let cached = Cache::new(&conf.cni_dir).attachments(Some(container)).unwrap_or_default();
     let cached = cached.into_iter().map(|cached| PathBuf::from(cached.netns));
-    let namespaces: Vec<PathBuf> = on_record
+    let namespaces: Vec<PathBuf> = attached
         .into_iter()
         .filter_map(|delegate| delegate.attachment.netns)
         .chain(cached)

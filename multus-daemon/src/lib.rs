@@ -7,7 +7,7 @@
 //! ([`cancel`]). What the API server tells by itself ([`watch`])
 //! is not asked for ([`clients`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
 //! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run, [`follow`] does so when their
-//! annotation changes.
+//! annotation changes; what they have is told again where that was lost ([`repair`]).
 //!
 //! The runtime comes to call multus-shim because of a file ([`generate`]) that stands in front of the primary network's
 //! ([`primary`]) and is kept there ([`manager`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
@@ -32,10 +32,12 @@ pub mod kubeconfig;
 pub mod launcher;
 pub mod manager;
 pub mod metrics;
+pub mod on_record;
 pub mod orphans;
 pub mod pending;
 pub mod primary;
 pub mod probe;
+pub mod repair;
 pub mod sandboxes;
 pub mod server;
 pub mod socket;

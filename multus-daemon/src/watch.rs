@@ -10,32 +10,39 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt as _};
 use multus::known::Known;
-use multus::kubernetes::{DEFAULT_NETWORK, NETWORKS, Pod, nad_resource};
+use multus::kubernetes::{DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, Pod, nad_resource};
 use multus::nad::Nad;
 use tokio::sync::mpsc;
 
 /// Annotations of pods that count.
 const USED: [&str; 3] = [NETWORKS, DEFAULT_NETWORK, "kubernetes.io/config.source"];
 
+/// The same, and what a pod has: looked at once and not kept.
+const LISTED: [&str; 4] = [NETWORKS, DEFAULT_NETWORK, "kubernetes.io/config.source", NETWORK_STATUS];
+
 /// Objects of one answer to a list: what is held in memory at once while the watch begins.
 const PAGE: u32 = 100;
 
-/// Follows the pods of `node` for ever; tells `changed` of every pod that is new or has changed.
-pub async fn pods(
-    client: Client,
-    node: &str,
-    known: Arc<Known>,
-    changed: Option<mpsc::UnboundedSender<Pod>>,
-) {
+/// Who is told of pods.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Is told of all pods whenever they are listed, at the start for one, with their network-status.
+    pub listed: mpsc::UnboundedSender<Vec<Pod>>,
+    /// Is told of every pod that is new or has changed.
+    pub changed: Option<mpsc::UnboundedSender<Pod>>,
+}
+
+/// Follows the pods of `node` for ever.
+pub async fn pods(client: Client, node: &str, known: Arc<Known>, listeners: Listeners) {
     let api: Api<PartialObjectMeta<v1::Pod>> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}")).page_size(PAGE);
     let tell = |pod: &Pod| {
-        if let Some(changed) = &changed {
+        if let Some(changed) = &listeners.changed {
             // Nobody listens when the daemon ends.
             let _ = changed.send(pod.clone());
         }
     };
-    let pod = |meta: PartialObjectMeta<v1::Pod>| Pod {
+    let pod = |meta: PartialObjectMeta<v1::Pod>, used: &[&str]| Pod {
         namespace: meta.namespace().unwrap_or_default(),
         name: meta.name_any(),
         uid: meta.uid().unwrap_or_default(),
@@ -44,20 +51,27 @@ pub async fn pods(
             .annotations
             .unwrap_or_default()
             .into_iter()
-            .filter(|(key, _)| USED.contains(&key.as_str()))
+            .filter(|(key, _)| used.contains(&key.as_str()))
             .collect(),
     };
     let mut all = Vec::new();
     follow("pods", watcher(api, config), |event| match event {
         Event::Init => all.clear(),
-        Event::InitApply(meta) => {
-            let pod = pod(meta);
-            tell(&pod);
-            all.push(pod);
+        Event::InitApply(meta) => all.push(pod(meta, &LISTED)),
+        Event::InitDone => {
+            let listed = std::mem::take(&mut all);
+            let without_status = |pod: &Pod| {
+                let mut pod = pod.clone();
+                pod.annotations.remove(NETWORK_STATUS);
+                pod
+            };
+            let pods: Vec<Pod> = listed.iter().map(without_status).collect();
+            pods.iter().for_each(tell);
+            known.learn_all_pods(pods);
+            let _ = listeners.listed.send(listed);
         }
-        Event::InitDone => known.learn_all_pods(std::mem::take(&mut all)),
         Event::Apply(meta) => {
-            let pod = pod(meta);
+            let pod = pod(meta, &USED);
             tell(&pod);
             known.learn_pod(pod);
         }

@@ -179,3 +179,23 @@ fn annotations_of_running_pods_are_followed() {
     assert_eq!(cluster.node.count("DEL c1 extra"), 1);
     assert!(cluster.node.state().is_empty());
 }
+
+#[test]
+fn a_status_that_was_lost_is_told_again() {
+    let cluster = Cluster::new("a");
+    let daemon = cluster.daemon(false);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    daemon.kill();
+    let status = "k8s.v1.cni.cncf.io/network-status";
+    cluster.ask("PATCH", POD, &json!({"metadata": {"annotations": {status: null}}}));
+    assert_eq!(cluster.interfaces(), [""; 0]);
+    cluster.server.clear_requests();
+    let daemon = cluster.daemon(false);
+    cluster.node.until("the status is told", || cluster.interfaces() == ["main", "ns/a"]);
+    daemon.kill();
+    // One that is there is left alone.
+    cluster.server.clear_requests();
+    let _daemon = cluster.daemon(false);
+    assert_eq!(cluster.cni("CHECK").0, 200);
+    assert_eq!(cluster.server.requests().iter().filter(|r| r.verb == Verb::Patch).count(), 0);
+}
