@@ -30,7 +30,10 @@ stage_unit() { run_tests --workspace --exclude host --lib --bins; }
 stage_netns() {
     local code=0
     if ((EUID != 0)); then not_run "tests on network namespaces" "root only" && return; fi
-    [[ -z $(debian_codename) ]] || install_lab_packages
+    if [[ -n $(debian_codename) ]]; then
+        install_lab_packages
+        build_cnitool || true # the tests that need it will tell
+    fi
     run_tests -p host --lib || code=$?
     run_tests --workspace --test '*' || code=$?
     return "$code"

@@ -12,6 +12,7 @@
 )]
 
 mod addresses;
+mod cnitool;
 mod containerd;
 mod crash;
 mod machine;
