@@ -39,6 +39,10 @@ pub(crate) async fn add(machine: &Machine, state: &State, request: &Request) -> 
         return Err(Error::NameTaken { name: request.ifname.clone(), netns: container.path().to_owned() });
     }
     let steps = plan(&conf, &request.ifname, &observed)?;
+    if let (Function::Userspace(driver), Some(mtu)) = (&observed.function, conf.mtu) {
+        // Configurations are shared by pods of both kinds, and the peers read no `mtu` at all.
+        warn!(device = %conf.device, driver, mtu, "mtu is left to the program that drives the VF");
+    }
 
     let owner = Owner {
         container_id: request.container_id.clone(),

@@ -47,23 +47,15 @@ pub enum Step {
     Up,
 }
 
-/// The steps that make the VF what `conf` asks for, as interface `ifname` of the container.
+/// The steps that make the VF what `conf` asks for, as interface `ifname` of the container. A VF in user space has
+/// no interface, and so no MTU that could be set.
 ///
 /// # Errors
 /// When something is asked for that cannot be: nothing has been touched then.
 pub fn plan(conf: &Conf, ifname: &str, observed: &Observed) -> Result<Vec<Step>, Error> {
     let mut steps = through_pf(conf, observed)?;
-    match &observed.function {
-        Function::Netdev(link) => {
-            through_netdev(conf, ifname, link, &observed.names_in_container, &mut steps);
-        }
-        Function::Userspace(driver) => {
-            if let Some(mtu) = conf.mtu {
-                let expected =
-                    format!("left out for a VF bound to {driver}: the program that drives it sets the MTU");
-                return Err(Error::Config { key: "mtu", value: mtu.to_string(), expected });
-            }
-        }
+    if let Function::Netdev(link) = &observed.function {
+        through_netdev(conf, ifname, link, &observed.names_in_container, &mut steps);
     }
     Ok(steps)
 }
@@ -235,11 +227,11 @@ mod tests {
     #[test]
     fn a_vf_in_user_space_has_no_interface_to_set() {
         let vfio = Observed { function: Function::Userspace("vfio-pci".into()), ..observed() };
-        let steps = plan(&conf(r#""vlan":5,"mac":"02:00:00:00:00:09""#), "net1", &vfio).unwrap();
+        let keys = r#""vlan":5,"mac":"02:00:00:00:00:09","mtu":9000"#;
+        let steps = plan(&conf(keys), "net1", &vfio).unwrap();
         assert!(
             matches!(steps[..], [Step::Vf(VfSetting::Vlan(_)), Step::Vf(VfSetting::Mac(_))]),
             "{steps:?}"
         );
-        assert!(plan(&conf(r#""mtu":9000"#), "net1", &vfio).is_err());
     }
 }

@@ -65,6 +65,21 @@ fn settings_are_made_and_taken_back_by_one_del() {
     }
 }
 
+/// The peers read no `mtu`: a configuration with one works there, so it has to here.
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn an_mtu_is_left_to_the_program_that_drives_the_vf() {
+    let (vfio, pod) = (Vfio::take_with("vfio-pci"), Pod::new());
+    let vf = vfio.vf();
+    let before = vf.snapshot();
+    let conf = vf.conf(&json!({"cniVersion": "1.1.0", "mtu": 1400}));
+    let outcome = pod.add(&conf);
+    assert!(outcome.log.contains("mtu is left to the program"), "{}", outcome.log);
+    assert_eq!(outcome.ok()["interfaces"][0]["mtu"], 1500, "that of the PF");
+    pod.del(&conf).ok();
+    vf.assert_is(&before, "after DEL");
+}
+
 #[test]
 #[ignore = "needs VFs: run in the lab"]
 fn a_vf_rebound_while_attached_is_given_back_all_the_same() {
