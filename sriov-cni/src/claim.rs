@@ -28,7 +28,7 @@ pub(crate) async fn claim(
     request: &Request,
     device: PciAddress,
 ) -> Result<Option<Baseline>, Error> {
-    let Some(record) = last_owner(machine, state, request, device)? else { return Ok(None) };
+    let Some(record) = last_owner(machine, state, &request.name, device)? else { return Ok(None) };
     let is_ours = record.owner.is(&request.container_id, &request.ifname);
     if !is_ours && record.phase != Phase::Releasing && is_alive(&record.owner) {
         return Err(Error::Allocated { device, owner: Box::new(record.owner) });
@@ -57,11 +57,24 @@ pub(crate) async fn claim(
     }
 }
 
-/// The record of the VF, or what a peer left in its place.
+/// Who has, or had, the VF, as far as any file says.
 fn last_owner(
     machine: &Machine,
     state: &State,
-    request: &Request,
+    network: &str,
+    device: PciAddress,
+) -> Result<Option<Record>, Error> {
+    if let Some(record) = known_owner(machine, state, device)? {
+        return Ok(Some(record));
+    }
+    let netns = state.allocation(device)?;
+    Ok(netns.map(|netns| unknown_owner(machine, network, device, netns)))
+}
+
+/// The record of the VF, or what a peer left in its place.
+pub(crate) fn known_owner(
+    machine: &Machine,
+    state: &State,
     device: PciAddress,
 ) -> Result<Option<Record>, Error> {
     if let Some(record) = state.record(device)? {
@@ -71,8 +84,7 @@ fn last_owner(
     // A cache file that outlived a reboot speaks about a VF that is no more.
     let is_of_this_boot = |cache: &PeerFile| cache.written.is_none_or(|time| machine.is_of_this_boot(time));
     let cache = state.cache_of_device(device)?.filter(is_of_this_boot);
-    let known = cache.and_then(|cache| record_of_peer(machine, &cache, netns.clone()));
-    Ok(Some(known.unwrap_or_else(|| unknown_owner(machine, request, device, netns))))
+    Ok(cache.and_then(|cache| record_of_peer(machine, &cache, netns)))
 }
 
 /// A peer's cache file as a record. Its name is `<containerID>-<ifname>`; an interface name may hold
@@ -83,11 +95,11 @@ fn record_of_peer(machine: &Machine, cache: &PeerFile, netns: PathBuf) -> Option
 }
 
 /// An allocation mark without a cache file: somebody has, or had, the VF, and there is nothing to restore.
-fn unknown_owner(machine: &Machine, request: &Request, device: PciAddress, netns: PathBuf) -> Record {
+fn unknown_owner(machine: &Machine, network: &str, device: PciAddress, netns: PathBuf) -> Record {
     let owner = Owner {
         container_id: "(unknown)".to_owned(),
         ifname: "(unknown)".to_owned(),
-        network: request.name.clone(),
+        network: network.to_owned(),
         netns_id: Netns::open(&netns).ok().map(|netns| netns.id()),
         netns,
     };

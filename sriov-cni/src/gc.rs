@@ -3,6 +3,7 @@
 use cni::{AttachmentId, Request};
 use tracing::warn;
 
+use crate::claim;
 use crate::config;
 use crate::error::Error;
 use crate::machine::Machine;
@@ -10,16 +11,16 @@ use crate::record::{Phase, Record};
 use crate::release::release;
 use crate::state::State;
 
-/// Releases the VFs of this network whose attachment is not in the runtime's list, and finishes releases
-/// of any network that failed earlier.
+/// Releases the VFs of this network whose attachment is not in the runtime's list, whoever attached them, and
+/// finishes releases of any network that failed earlier.
 pub(crate) async fn gc(machine: &Machine, state: &State, request: &Request) -> Result<(), Error> {
     state.prepare()?;
     let valid = request.valid_attachments()?;
     let mut errors = Vec::new();
-    for device in state.devices()? {
+    for device in state.taken()? {
         let collected = async {
             let _lock = state.lock(device)?;
-            match state.record(device)? {
+            match claim::known_owner(machine, state, device)? {
                 Some(record) if is_garbage(&record, &request.name, valid.as_deref()) => {
                     collect(machine, state, request, record).await
                 }

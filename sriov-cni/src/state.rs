@@ -5,6 +5,7 @@
 //! * `pci/<BDF>`: the peers' allocation mark, the path of the namespace that has the VF.
 //! * `pci/vf_lock/<BDF>.lock`: the lock that all implementations take around work on a VF.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -86,6 +87,13 @@ impl State {
     pub(crate) fn devices(&self) -> Result<Vec<PciAddress>, Error> {
         let names = names_in(&self.records_directory())?;
         Ok(names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect())
+    }
+
+    /// The VFs that have a record or a peer's allocation mark, each once.
+    pub(crate) fn taken(&self) -> Result<BTreeSet<PciAddress>, Error> {
+        let marks = names_in(&self.root.join("pci"))?;
+        let marked = marks.iter().filter_map(|name| name.parse().ok());
+        Ok(self.devices()?.into_iter().chain(marked).collect())
     }
 
     /// Writes a record.

@@ -5,7 +5,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::machine::{Pod, STATE, Vf, run};
+use crate::machine::{Pod, STATE, Vf, call, run};
+
+/// The network that a peer attached the pod to; no other pod is in it.
+fn network(pod: &Pod) -> String {
+    format!("net-{}", pod.name)
+}
 
 /// Attaches a VF as the Go implementation would have, and writes its two files.
 fn attach_as_peer(vf: &Vf, pod: &Pod) {
@@ -13,7 +18,7 @@ fn attach_as_peer(vf: &Vf, pod: &Pod) {
     let name = before["netdev"]["name"].as_str().unwrap();
     let index = vf.index.to_string();
     let cache = json!({
-        "cniVersion": "0.3.1", "name": "lab", "type": "sriov", "ipam": {}, "dns": {},
+        "cniVersion": "0.3.1", "name": network(pod), "type": "sriov", "ipam": {}, "dns": {},
         "OrigVfState": {"HostIFName": name, "SpoofChk": true, "Trust": false, "AdminMAC": before["pf"]["address"],
             "EffectiveMAC": before["netdev"]["mac"], "Vlan": 0, "VlanQoS": 0, "VlanProto": 33024, "MinTxRate": 0,
             "MaxTxRate": 0, "LinkState": 0, "MTU": 1500},
@@ -56,6 +61,23 @@ fn add_respects_a_peers_pod_while_it_lives() {
     assert!(vf.settings()["vlan_list"][0]["vlan"].as_u64().unwrap_or(0) == 0, "the peer's VLAN is gone");
     next.del(&conf).ok();
     vf.assert_is(&before, "after both");
+}
+
+#[test]
+#[ignore = "needs VFs: run in the lab"]
+fn gc_gives_back_what_a_peer_attached() {
+    let (vf, pod) = (Vf::take(), Pod::new());
+    let before = vf.snapshot();
+    attach_as_peer(&vf, &pod);
+    let gc = |network: &str, valid: Value| {
+        let conf = json!({"cniVersion": "1.1.0", "name": network, "type": "sriov", "cni.dev/valid-attachments": valid});
+        call("GC", &pod, "", &conf, &[]).ok();
+    };
+    gc("another", json!([]));
+    gc(&network(&pod), json!([{"containerID": pod.name, "ifname": pod.ifname}]));
+    assert!(vf.link(Some(&pod)).is_some() && vf.has_state(), "a valid attachment stays");
+    gc(&network(&pod), json!([]));
+    vf.assert_is(&before, "after GC");
 }
 
 #[test]
