@@ -68,12 +68,18 @@ pub fn main(plugin: &impl Plugin) -> ExitCode {
         let _ = std::io::stdout().write_all(&error.to_json(Version::LATEST));
         std::process::exit(1);
     }));
-    let mut streams = Streams {
-        stdin: &mut std::io::stdin(),
-        stdout: &mut std::io::stdout(),
-        stderr: &mut std::io::stderr(),
-    };
+    let mut streams =
+        Streams { stdin: &mut Stdin, stdout: &mut std::io::stdout(), stderr: &mut std::io::stderr() };
     ExitCode::from(run(plugin, &|name| std::env::var_os(name), &mut streams))
+}
+
+/// Standard input, opened when it is read: VERSION reads none, and need not pay for the buffer.
+struct Stdin;
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        std::io::stdin().read(buffer)
+    }
 }
 
 /// The standard streams of a call.

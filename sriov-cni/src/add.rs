@@ -113,7 +113,7 @@ async fn observe(machine: &Machine, vf: &Vf, container: &Container) -> Result<Ob
             names_in_container.extend(link.altnames);
         }
     }
-    let settings = vf.settings(machine).await?;
+    let settings = vf.settings_found().cloned();
     Ok(Observed { function, has_pf: vf.pf.is_some(), vf: settings, names_in_container })
 }
 

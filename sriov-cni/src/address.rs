@@ -78,12 +78,12 @@ pub(crate) async fn configure(
     Ok(())
 }
 
-/// Waits until the interface is operational, which most are at once.
+/// Waits until the interface is operational, which most are as soon as they are up.
 async fn carrier(netns: &Netns, netlink: &Netlink, link: &Link) -> Result<bool, Error> {
-    let running = async || Ok(netlink.link(link.index).await?.filter(|link| link.running));
-    if running().await?.is_some() {
+    if link.running {
         return Ok(true);
     }
+    let running = async || Ok(netlink.link(link.index).await?.filter(|link| link.running));
     let mut events = Events::subscribe_in(netns, &[Group::Link])?;
     Ok(events.wait_until(CARRIER_LIMIT, running).await?.is_some())
 }

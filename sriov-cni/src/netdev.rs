@@ -50,14 +50,11 @@ pub(crate) async fn set_mac(
     }
 }
 
-/// Whether the interface has the address, after trying to set it if not.
+/// Sets the address; whether the interface has it, which it may whatever the driver said of that.
 async fn try_mac(netlink: &Netlink, index: u32, mac: MacAddress) -> Result<bool, netlink::Error> {
-    let has_it = async || Ok(netlink.link(index).await?.is_some_and(|link| link.mac == Some(mac)));
-    if has_it().await? {
-        return Ok(true);
-    }
-    netlink.set_mac(index, mac).await?;
-    has_it().await
+    let set = netlink.set_mac(index, mac).await;
+    let has_it = netlink.link(index).await?.is_some_and(|link| link.mac == Some(mac));
+    if has_it { Ok(true) } else { set.map(|()| false) }
 }
 
 /// Asks `check` now and after every event of our namespace until it answers, at most for `limit`.

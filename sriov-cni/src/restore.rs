@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use host::netlink::{Link, VfOption, VfSetting};
+use host::netlink::{Link, VfOption, VfSettings};
 use host::{Netlink, Netns};
 use tracing::{info, warn};
 
@@ -49,23 +49,37 @@ pub(crate) async fn restore(machine: &Machine, record: &Record, also: Option<&Pa
     };
     if let (Some(link), Some(baseline)) = (&home, &record.baseline.netdev) {
         if record.changes.contains(&VfOption::Mac) && vf.pf.is_some() {
-            restore_options(machine, &vf, record, &[VfOption::Mac], &mut errors).await;
+            let reported = settings_now(machine, &vf, &mut errors).await;
+            restore_options(machine, &vf, record, &[VfOption::Mac], reported.as_ref(), &mut errors).await;
         }
         restore_netdev(machine, link, baseline, &mut errors).await;
     }
     // Programs in the container may change the MAC that the PF reports, whether or not ADD did.
     let touched = |option: &VfOption| *option == VfOption::Mac || record.changes.contains(option);
     let options: Vec<_> = ORDER.into_iter().filter(touched).collect();
-    restore_options(machine, &vf, record, &options, &mut errors).await;
+    let now = match &home {
+        Some(_) => settings_now(machine, &vf, &mut errors).await,
+        None => vf.settings_found().cloned(),
+    };
+    restore_options(machine, &vf, record, &options, now.as_ref(), &mut errors).await;
     if errors.is_empty() { Ok(()) } else { Err(Error::NotReleased(errors)) }
 }
 
-/// Puts the options back that differ from the baseline, and sees that they stay.
+/// What the PF reports after the interface was worked on.
+async fn settings_now(machine: &Machine, vf: &Vf, errors: &mut Vec<Error>) -> Option<VfSettings> {
+    vf.settings(machine).await.unwrap_or_else(|error| {
+        errors.push(error);
+        None
+    })
+}
+
+/// Puts the options back in which what the PF reports differs from the baseline, and sees that they stay.
 async fn restore_options(
     machine: &Machine,
     vf: &Vf,
     record: &Record,
     options: &[VfOption],
+    reported: Option<&VfSettings>,
     errors: &mut Vec<Error>,
 ) {
     let baseline = &record.baseline;
@@ -76,30 +90,24 @@ async fn restore_options(
         errors.extend(left.map(|option| Error::NoPf { device: vf.address(), option }));
         return;
     }
-    let differing = async || -> Result<Vec<VfSetting>, Error> {
-        let Some(reported) = vf.settings(machine).await? else { return Ok(Vec::new()) };
-        let wanted = options.iter().filter_map(|option| baseline.setting(*option));
-        Ok(wanted.filter(|wanted| reported.get(wanted.option()) != Some(*wanted)).collect())
-    };
-    let restored = async {
-        let differences = differing().await?;
-        if differences.is_empty() {
-            return Ok(());
+    let Some(reported) = reported else { return };
+    let wanted: Vec<_> = options.iter().filter_map(|option| baseline.setting(*option)).collect();
+    let mut differs = false;
+    for setting in &wanted {
+        if reported.get(setting.option()) == Some(*setting) {
+            continue;
         }
-        let is_reported = |option| baseline.vf.as_ref().is_some_and(|vf| vf.get(option).is_some());
-        for setting in differences {
-            match vf.set(machine, setting).await {
-                // An option that the driver does not have was not set by ADD either.
-                Err(Error::Setting { cause, .. })
-                    if cause.is_unsupported() && !is_reported(setting.option()) => {}
-                made => errors.extend(made.err()),
-            }
+        differs = true;
+        let is_reported = baseline.vf.as_ref().is_some_and(|vf| vf.get(setting.option()).is_some());
+        match vf.set(machine, *setting).await {
+            // An option that the driver does not have was not set by ADD either.
+            Err(Error::Setting { cause, .. }) if cause.is_unsupported() && !is_reported => {}
+            made => errors.extend(made.err()),
         }
-        let wanted: Vec<_> = options.iter().filter_map(|option| baseline.setting(*option)).collect();
-        vf.await_settings(machine, &wanted).await
-    };
-    let result = restored.await;
-    errors.extend(result.err());
+    }
+    if differs {
+        errors.extend(vf.await_settings(machine, &wanted).await.err());
+    }
 }
 
 /// Moves the interface into our namespace under its old name, if it is not there already. `None` when the

@@ -41,6 +41,8 @@ pub(crate) struct Pf {
     pub(crate) driver: String,
     /// The VF's number on it.
     pub(crate) vf: u32,
+    /// What it said of the VF when it was looked up; `None` for drivers that report nothing.
+    reported: Option<VfSettings>,
 }
 
 impl Vf {
@@ -97,11 +99,16 @@ impl Vf {
         Ok(is_userspace.then(|| driver.clone()))
     }
 
-    /// What the PF reports about the VF; `None` without a PF and for drivers that report nothing.
+    /// What the PF reported about the VF when it was found, which is as good as [`Vf::settings`] as long as nothing was
+    /// changed.
+    pub(crate) fn settings_found(&self) -> Option<&VfSettings> {
+        self.pf.as_ref()?.reported.as_ref()
+    }
+
+    /// What the PF reports about the VF now; `None` without a PF and for drivers that report nothing.
     pub(crate) async fn settings(&self, machine: &Machine) -> Result<Option<VfSettings>, Error> {
         let Some(pf) = &self.pf else { return Ok(None) };
-        let vfs = machine.netlink.vfs(pf.index).await?;
-        Ok(vfs.into_iter().find(|(number, _)| *number == pf.vf).map(|(_, settings)| settings))
+        Ok(of_number(pf.vf, machine.netlink.vfs(pf.index).await?))
     }
 
     /// Makes a setting through the PF.
@@ -214,9 +221,14 @@ async fn find_pf(machine: &Machine, vf: &PciDevice) -> Result<Option<Pf>, Error>
     let Some(pf) = vf.physfn().map_err(sysfs)? else { return Ok(None) };
     let Some(number) = vf.vf_index().map_err(sysfs)? else { return Ok(None) };
     let Some(name) = pf.main_netdev().map_err(sysfs)? else { return Ok(None) };
-    let Some(link) = machine.netlink.link_by_name(&name).await? else { return Ok(None) };
+    let Some((link, vfs)) = machine.netlink.pf(&name).await? else { return Ok(None) };
     let driver = pf.driver().map_err(sysfs)?.unwrap_or_default();
-    Ok(Some(Pf { name, index: link.index, mtu: link.mtu, driver, vf: number }))
+    let reported = of_number(number, vfs);
+    Ok(Some(Pf { name, index: link.index, mtu: link.mtu, driver, vf: number, reported }))
+}
+
+fn of_number(vf: u32, all: Vec<(u32, VfSettings)>) -> Option<VfSettings> {
+    all.into_iter().find(|(number, _)| *number == vf).map(|(_, settings)| settings)
 }
 
 #[cfg(test)]

@@ -130,16 +130,7 @@ impl Netlink {
     /// # Errors
     /// Any refusal other than absence.
     pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, Error> {
-        let message = LinkMessageBuilder::<LinkUnspec>::default();
-        // By the ordinary attribute the kernel finds names and alternative names, but takes none that is
-        // too long for a name.
-        let message = if name.len() < IFNAMSIZ {
-            message.name(name)
-        } else {
-            let attribute = DefaultNla::new(IFLA_ALT_IFNAME, [name.as_bytes(), &[0]].concat());
-            message.append_extra_attribute(LinkAttribute::Other(attribute))
-        };
-        self.get_link(message, || format!("reading interface {name}")).await
+        self.get_link(called(name), || format!("reading interface {name}")).await
     }
 
     async fn get_link(
@@ -306,6 +297,18 @@ impl Netlink {
         let frame = Frame::new(RTM_DELLINK, &LinkUnspec::new_with_index(index).build());
         self.request(Verb::Change, frame, || format!("removing interface {index}")).await.map(drop)
     }
+}
+
+/// A request about the interface that has `name` as its name or as an alternative name.
+pub(super) fn called(name: &str) -> LinkMessageBuilder<LinkUnspec> {
+    let message = LinkMessageBuilder::<LinkUnspec>::default();
+    // By the ordinary attribute the kernel finds names and alternative names, but takes none that is
+    // too long for a name.
+    if name.len() < IFNAMSIZ {
+        return message.name(name);
+    }
+    let attribute = DefaultNla::new(IFLA_ALT_IFNAME, [name.as_bytes(), &[0]].concat());
+    message.append_extra_attribute(LinkAttribute::Other(attribute))
 }
 
 fn skip_stats() -> LinkAttribute {

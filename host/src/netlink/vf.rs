@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 use netlink_packet_route::link as wire;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkVfInfo, VfInfo};
-use rtnetlink::LinkUnspec;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, attribute, attributes, u16_at, u32_at};
-use super::link::{RTM_GETLINK, RTM_SETLINK};
-use super::{Error, Netlink, Verb};
+use super::link::{RTM_GETLINK, RTM_SETLINK, called};
+use super::{Error, Link, Netlink, Verb};
 use crate::MacAddress;
 
 pub(super) const HEADER_LENGTH: usize = 16;
@@ -287,16 +287,35 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn vfs(&self, pf: u32) -> Result<Vec<(u32, VfSettings)>, Error> {
+        let message = LinkUnspec::new_with_index(pf);
+        let replies = self.get_with_vfs(message, || format!("reading VFs of interface {pf}")).await?;
+        Ok(replies.iter().find_map(vf_list).unwrap_or_default())
+    }
+
+    /// The PF whose interface is called `name`, and what [`Netlink::vfs`] tells of it, in one request; `None` when there
+    /// is no such interface.
+    ///
+    /// # Errors
+    /// Any refusal other than absence.
+    pub async fn pf(&self, name: &str) -> Result<Option<(Link, Vec<(u32, VfSettings)>)>, Error> {
+        match self.get_with_vfs(called(name), || format!("reading interface {name} and its VFs")).await {
+            Ok(replies) => Ok(replies
+                .iter()
+                .find_map(|reply| Some((Link::parse(&reply.body)?, vf_list(reply).unwrap_or_default())))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn get_with_vfs(
+        &self,
+        message: LinkMessageBuilder<LinkUnspec>,
+        operation: impl FnOnce() -> String,
+    ) -> Result<Vec<Frame>, Error> {
         // With statistics, the VF list of a large PF outgrows the 64 KiB of a netlink attribute.
         let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats]);
-        let message = LinkUnspec::new_with_index(pf).append_extra_attribute(mask).build();
-        let frame = Frame::new(RTM_GETLINK, &message);
-        let replies = self.request(Verb::Get, frame, || format!("reading VFs of interface {pf}")).await?;
-        let list = replies
-            .iter()
-            .filter_map(|reply| reply.body.get(HEADER_LENGTH..))
-            .find_map(|body| attribute(body, IFLA_VFINFO_LIST));
-        Ok(list.map(parse_list).unwrap_or_default())
+        let message = message.append_extra_attribute(mask).build();
+        self.request(Verb::Get, Frame::new(RTM_GETLINK, &message), operation).await
     }
 
     /// Makes one setting of VF number `vf` of the PF with interface index `pf`. One request carries
@@ -311,6 +330,10 @@ impl Netlink {
         let operation = || format!("setting {setting} on VF {vf} of interface {pf}");
         self.request(Verb::Change, frame, operation).await.map(drop)
     }
+}
+
+fn vf_list(reply: &Frame) -> Option<Vec<(u32, VfSettings)>> {
+    attribute(reply.body.get(HEADER_LENGTH..)?, IFLA_VFINFO_LIST).map(parse_list)
 }
 
 fn parse_list(list: &[u8]) -> Vec<(u32, VfSettings)> {
