@@ -33,7 +33,7 @@ pub struct Calls {
     /// The node it runs on.
     pub node: Node,
     /// Its clients of the API server.
-    pub clients: Clients,
+    pub clients: Arc<Clients>,
     /// The sandboxes that are worked on.
     pub sandboxes: Sandboxes,
     launcher: Arc<Launcher>,
@@ -60,7 +60,7 @@ impl Calls {
         Calls {
             conf,
             node,
-            clients,
+            clients: Arc::new(clients),
             sandboxes: Sandboxes::default(),
             launcher: Arc::new(launcher),
             adds: Arc::new(adds),

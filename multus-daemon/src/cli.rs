@@ -41,6 +41,13 @@ pub enum Verb {
         /// How long sandboxes that run are waited for.
         wait: Duration,
     },
+    /// Keep a certificate of the node's own, and a kubeconfig with it.
+    Enrol(Values),
+    /// Approve the certificates that nodes ask for.
+    Approve {
+        /// How the cluster is reached from outside.
+        kubeconfig: Option<PathBuf>,
+    },
     /// Start delegates for the daemon.
     StartDelegates {
         /// The host's root, where it is another one.
@@ -81,6 +88,16 @@ const PROBE: [Flag; 2] = [
     Flag::new(&["path"], "/readyz", "/readyz or /healthz"),
 ];
 
+const ENROL: [Flag; 4] = [
+    Flag::new(&["certdir"], "/tmp", "where certificates are kept"),
+    Flag::new(&["bootstrap-config"], "/tmp/kubeconfig", "a kubeconfig of the node"),
+    Flag::new(&["kubeconfig"], "/run/multus/kubeconfig", "the kubeconfig to write"),
+    Flag::new(&["cert-duration"], "10m", "how long a certificate is to be good for"),
+];
+
+const APPROVE: [Flag; 1] =
+    [Flag::new(&["kubeconfig"], "", "how the cluster is reached; in-cluster when empty")];
+
 const START_DELEGATES: [Flag; 1] = [Flag::new(&["root"], "", "the host's root, where it is another one")];
 
 const OVERVIEW: &str = "\
@@ -88,6 +105,8 @@ usage: multus-daemon [--config FILE]    serve multus-shim (thick mode)
        multus-daemon install            put programs on the host; also called as install_multus
        multus-daemon upgrade            the same, over those of another version
        multus-daemon thin-entrypoint    install and keep thin multus; also called as thin_entrypoint
+       multus-daemon enrol              keep a certificate of the node's own; also called as kubeconfig_generator
+       multus-daemon approve            approve such certificates; also called as cert-approver
        multus-daemon uninstall          leave the node as it was
        multus-daemon probe              ask a daemon whether it is ready
 
@@ -102,6 +121,8 @@ impl Verb {
         let verb = match name {
             "install_multus" => "install".to_owned(),
             "thin_entrypoint" => "thin-entrypoint".to_owned(),
+            "kubeconfig_generator" => "enrol".to_owned(),
+            "cert-approver" => "approve".to_owned(),
             _ if arguments.first().is_some_and(|first| !first.starts_with('-')) => arguments.remove(0),
             _ => String::new(),
         };
@@ -139,6 +160,10 @@ impl Verb {
                     wait: Duration::from_secs(seconds),
                 },
                 Err(_) => Verb::Print("--wait must be a number of seconds\n".to_owned(), 2),
+            }),
+            "enrol" => parsed(&ENROL, Verb::Enrol),
+            "approve" => parsed(&APPROVE, |values| Verb::Approve {
+                kubeconfig: values.optional("kubeconfig").map(PathBuf::from),
             }),
             // The daemon's own; nobody else has a use for it.
             "start-delegates" => parsed(&START_DELEGATES, |values| Verb::StartDelegates {
@@ -197,6 +222,10 @@ mod tests {
         assert!(
             matches!(of("multus-daemon uninstall --wait 5"), Verb::Uninstall { wait, .. } if wait.as_secs() == 5)
         );
+        assert!(
+            matches!(of("kubeconfig_generator --certdir=/c"), Verb::Enrol(v) if v.text("cert-duration") == "10m")
+        );
+        assert_eq!(of("cert-approver"), Verb::Approve { kubeconfig: None });
         assert!(
             matches!(of("multus-daemon probe --path=/healthz"), Verb::Probe { path, .. } if path == "/healthz")
         );

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::{Request, Response};
+use kube::Client;
+use kube::client::Body;
 use multus::Error;
 use multus::known::Known;
 use multus::kubernetes::Kubernetes;
 use tokio::sync::Mutex;
+use tower::BoxError;
 
 /// The clients by kubeconfig; `None` is the in-cluster environment.
 #[derive(Debug, Default)]
@@ -27,6 +31,21 @@ impl Clients {
     #[must_use]
     pub fn new(known: Arc<Known>, own: Option<PathBuf>) -> Self {
         Clients { known, own, made: Mutex::default() }
+    }
+
+    /// A client for what goes on for longer than credentials are good for: each of its requests is made with those of its
+    /// time.
+    #[must_use]
+    pub fn lasting(self: &Arc<Self>) -> Client {
+        let clients = Arc::clone(self);
+        let send = move |request: Request<Body>| {
+            let clients = Arc::clone(&clients);
+            async move {
+                let client = clients.client(None).await?.ok_or("there is no cluster any more")?;
+                Ok::<Response<Body>, BoxError>(client.client().send(request).await?)
+            }
+        };
+        Client::new(tower::service_fn(send), "default")
     }
 
     /// The client for `kubeconfig`; made anew when the file has changed, as it does when a token or certificate in it

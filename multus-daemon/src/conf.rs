@@ -142,15 +142,15 @@ impl DaemonConf {
 /// A length of time as Go writes it: `1h30m`, `10m`, `500ms`.
 pub(crate) fn duration(raw: &Object, key: &str) -> Result<Option<Duration>, cni::Error> {
     let Some(text) = raw.decode::<String>(key)?.filter(|text| !text.is_empty()) else { return Ok(None) };
-    let parsed = parse_duration(&text).filter(|duration| !duration.is_zero());
-    parsed.map(Some).ok_or_else(|| {
+    parse_duration(&text).map(Some).ok_or_else(|| {
         cni::Error::invalid_config(format!(
             "{key:?} must be a length of time as 1h30m or 45s, and is {text:?}"
         ))
     })
 }
 
-fn parse_duration(mut text: &str) -> Option<Duration> {
+/// As [`duration`]; `None` for what is none, or no time at all.
+pub(crate) fn parse_duration(mut text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     while !text.is_empty() {
         let number = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
@@ -168,7 +168,7 @@ fn parse_duration(mut text: &str) -> Option<Duration> {
         total = total.checked_add(part)?;
         text = rest;
     }
-    Some(total)
+    Some(total).filter(|total| !total.is_zero())
 }
 
 /// What is logged; nothing on standard error unless it is asked for.

@@ -13,6 +13,7 @@ use crate::Error;
 use crate::calls::Calls;
 use crate::clients::Clients;
 use crate::conf::DaemonConf;
+use crate::enrolment::Enrolment;
 use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::server::Server;
@@ -23,6 +24,9 @@ use crate::{follow, gc, orphans, pending, repair, uninstall, watch};
 /// How long kept DELs may keep new pods waiting.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long the first certificate of a node may keep everything waiting; the shim waits for a minute.
+const ENROLMENT_LIMIT: Duration = Duration::from_secs(45);
+
 /// How often it is tried to reach the API server for the first time.
 const ACCESS_RETRY: Duration = Duration::from_secs(5);
 
@@ -32,9 +36,8 @@ const ACCESS_RETRY: Duration = Duration::from_secs(5);
 /// Whatever it cannot start for.
 pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Result<(), Error> {
     let stop = told_to_end()?;
-    if conf.raw.get_fold("perNodeCertificate").is_some() {
-        tracing::error!("\"perNodeCertificate\" is not supported: the service account is used instead");
-    }
+    let enrolment = Enrolment::of_daemon(&conf.raw, node_name.as_deref())
+        .map_err(|e| Error::Usage(format!("configuration: {e}")))?;
     let socket_dir = conf.socket_dir.clone();
     let socket = Socket::take_over(&socket_dir)?;
     let lock = socket::lock(&conf.socket_dir).await?;
@@ -42,13 +45,24 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     blocking.await.map_err(|e| Error::Usage(format!("waiting for delegates broke off: {e}")))?;
 
     let known = Arc::new(Known::default());
-    let clients = Clients::new(Arc::clone(&known), conf.kubeconfig.clone());
+    let mut tasks = tokio::task::JoinSet::new();
+    let kubeconfig = match enrolment {
+        Some(enrolment) => {
+            let kubeconfig = enrolment.kubeconfig.clone();
+            if tokio::time::timeout(ENROLMENT_LIMIT, enrolment.ensure()).await.is_err() {
+                tracing::warn!("there is no certificate yet; pods are refused until there is one");
+            }
+            tasks.spawn(enrolment.keep());
+            Some(kubeconfig)
+        }
+        None => conf.kubeconfig.clone(),
+    };
+    let clients = Clients::new(Arc::clone(&known), kubeconfig);
     let calls = Arc::new(Calls::new(conf, node, clients));
     if tokio::time::timeout(DRAIN_LIMIT, pending::drain(&calls)).await.is_err() {
         tracing::warn!("kept DELs take long; new calls are taken meanwhile");
     }
     let metrics = Arc::new(Metrics::default());
-    let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow_cluster(Arc::clone(&calls), known, node_name));
     tasks.spawn(gc::follow(Arc::clone(&calls)));
     tasks.spawn(complain("kept DELs", pending::follow(Arc::clone(&calls))));
@@ -76,7 +90,7 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
 }
 
 /// Is cancelled when the daemon is told to end (SIGTERM or SIGINT).
-fn told_to_end() -> Result<CancellationToken, Error> {
+pub(crate) fn told_to_end() -> Result<CancellationToken, Error> {
     let listen = |kind| signal(kind).map_err(|e| Error::Usage(format!("cannot listen to signals: {e}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let told = CancellationToken::new();
@@ -96,16 +110,17 @@ async fn complain(what: &str, task: impl Future<Output = Result<(), Error>>) {
 
 /// Watches pods of this node and NADs, as soon as there is a cluster.
 async fn follow_cluster(calls: Arc<Calls>, known: Arc<Known>, node_name: Option<String>) {
-    let client = loop {
+    loop {
         match calls.clients.client(None).await {
-            Ok(Some(kubernetes)) => break kubernetes.client(),
+            Ok(Some(_)) => break,
             Ok(None) => {
                 return tracing::info!("there is no cluster: networks are those of the configuration alone");
             }
             Err(error) => tracing::warn!("{error}"),
         }
         tokio::time::sleep(ACCESS_RETRY).await;
-    };
+    }
+    let client = calls.clients.lasting();
     let nads = watch::nads(client.clone(), Arc::clone(&known));
     match node_name {
         Some(node) => {

@@ -60,6 +60,12 @@ pub enum Error {
         /// The file that is waited for.
         path: PathBuf,
     },
+    /// The node's own certificate cannot be had.
+    #[error("the node's certificate: {message}")]
+    Certificate {
+        /// Why, and what to do.
+        message: String,
+    },
     /// A call of ours to the API server, kubelet or a delegate failed.
     #[error("{0}")]
     Multus(#[from] multus::Error),

@@ -5,7 +5,8 @@
 //! ([`calls`], [`sandboxes`]) and is worked on by the functions of the thin plugin, with delegates that are started as
 //! the runtime would have ([`executor`]), outside of the daemon's memory ([`launcher`], [`starter`]), and can be ended
 //! ([`cancel`]). What the API server tells by itself ([`watch`])
-//! is not asked for ([`clients`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
+//! is not asked for ([`clients`]). It is reached as the
+//! service account, or by a certificate of the node's own ([`enrolment`], [`certificate`], [`approver`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
 //! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run, [`follow`] does so when their
 //! annotation changes; what they have is told again where that was lost ([`repair`]).
 //!
@@ -13,13 +14,16 @@
 //! ([`primary`]) and is kept there ([`manager`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
 //! take it away, by the peers' names and flags ([`cli`]).
 
+pub mod approver;
 pub mod calls;
 pub mod cancel;
+pub mod certificate;
 pub mod cli;
 pub mod clients;
 pub mod conf;
 pub mod daemon;
 pub mod delegate;
+pub mod enrolment;
 pub mod entrypoint;
 pub mod error;
 pub mod executor;

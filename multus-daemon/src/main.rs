@@ -7,9 +7,10 @@ use multus::node::Node;
 use multus_daemon::calls::Calls;
 use multus_daemon::cli::{Verb, print};
 use multus_daemon::conf::DaemonConf;
+use multus_daemon::enrolment::Enrolment;
 use multus_daemon::install::{THICK, THIN, install};
 use multus_daemon::uninstall::{Places, uninstall};
-use multus_daemon::{Error, daemon, entrypoint, probe, starter};
+use multus_daemon::{Error, approver, daemon, enrolment, entrypoint, probe, starter};
 
 fn main() -> ExitCode {
     let done = match Verb::of_process() {
@@ -30,8 +31,7 @@ fn act(verb: Verb) -> Result<(), Error> {
         Verb::Daemon { config } => {
             let conf = DaemonConf::load(&config)?;
             multus::log::start(&conf.log);
-            let node_name = std::env::var("MULTUS_NODE_NAME").ok().filter(|name| !name.is_empty());
-            runtime(Calls::limit(&conf))?.block_on(daemon::run(conf, Node::default(), node_name))
+            runtime(Calls::limit(&conf))?.block_on(daemon::run(conf, Node::default(), node_name()))
         }
         Verb::Thin(values) => {
             multus::log::start(&told());
@@ -47,11 +47,24 @@ fn act(verb: Verb) -> Result<(), Error> {
             let places = Places { bin_dir, conf_dir, source };
             runtime(Calls::limit(&conf))?.block_on(uninstall(conf, &places, wait)).map(drop)
         }
+        Verb::Enrol(values) => {
+            multus::log::start(&told());
+            let enrolment = Enrolment::of_flags(&values, node_name())?;
+            runtime(1)?.block_on(enrolment::run(enrolment))
+        }
+        Verb::Approve { kubeconfig } => {
+            multus::log::start(&told());
+            runtime(1)?.block_on(approver::run(kubeconfig))
+        }
         Verb::StartDelegates { root } => starter::serve(root.as_deref())
             .map_err(|e| Error::Usage(format!("starting delegates for the daemon: {e}"))),
         Verb::Probe { socket_dir, path } => probe::probe(&socket_dir, &path),
         Verb::Print(..) => Ok(()),
     }
+}
+
+fn node_name() -> Option<String> {
+    std::env::var("MULTUS_NODE_NAME").ok().filter(|name| !name.is_empty())
 }
 
 /// The log of what is done once: what was done, on standard error.

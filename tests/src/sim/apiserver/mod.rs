@@ -168,6 +168,14 @@ impl ApiServer {
         (&self.identity.client_pem, &self.identity.client_key_pem)
     }
 
+    /// Signs a client's certificate, PEM, by its request (PKCS #10, PEM); its common name is the user.
+    ///
+    /// # Errors
+    /// If the request cannot be understood.
+    pub fn sign(&self, request: &str, life: Duration) -> io::Result<String> {
+        self.identity.sign(request, life)
+    }
+
     /// Bearer token of a user who may do anything.
     #[must_use]
     pub fn token(&self) -> &str {

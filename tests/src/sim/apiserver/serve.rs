@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::api::Api;
 use super::fault::Faults;
 use super::log::Log;
-use super::{ADMIN, Options, http};
+use super::{Options, http, tls};
 
 /// What connections share.
 #[derive(Debug)]
@@ -108,8 +108,10 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared
             return;
         }
     };
-    // The verifier let through only certificates of our own authority, which signed one client.
-    let certified: Option<Arc<str>> = stream.get_ref().1.peer_certificates().map(|_| ADMIN.into());
+    // The verifier let through only certificates of our own authority.
+    let certificates = stream.get_ref().1.peer_certificates();
+    let certified: Option<Arc<str>> =
+        certificates.and_then(<[_]>::first).and_then(|first| tls::user_of(first)).map(Into::into);
     let broken = Arc::new(Notify::new());
     let service = service_fn(|request| {
         let (shared, certified, broken) = (Arc::clone(&shared), certified.clone(), Arc::clone(&broken));

@@ -2,15 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 /// What clients need to trust the server and to be trusted by it.
 #[derive(Debug, Clone)]
@@ -21,6 +24,28 @@ pub(super) struct Identity {
     pub(super) client_pem: String,
     /// Key of the client certificate, PKCS #8 PEM.
     pub(super) client_key_pem: String,
+    authority: Arc<CertifiedIssuer<'static, KeyPair>>,
+}
+
+impl Identity {
+    /// Signs a certificate of a client, PEM, by its request (PKCS #10, PEM).
+    pub(super) fn sign(&self, request: &str, life: Duration) -> io::Result<String> {
+        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(io::Error::other)?;
+        let now = SystemTime::now();
+        // Clocks of clients may differ a little.
+        request.params.not_before = now.checked_sub(Duration::from_secs(1)).unwrap_or(now).into();
+        request.params.not_after = (now + life).into();
+        request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(request.signed_by(&self.authority).map_err(io::Error::other)?.pem())
+    }
+}
+
+/// The user that a certificate stands for.
+pub(super) fn user_of(certificate: &[u8]) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?;
+    name.as_str().ok().map(str::to_owned)
 }
 
 /// Makes an authority, a server certificate for loopback and the names under which a lab guest or a pod reaches the
@@ -64,8 +89,12 @@ pub(super) fn make(user: &str) -> io::Result<(Identity, Arc<ServerConfig>)> {
         .map_err(io::Error::other)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
 
-    let identity =
-        Identity { ca_pem: ca.pem(), client_pem: client.pem(), client_key_pem: client_key.serialize_pem() };
+    let identity = Identity {
+        ca_pem: ca.pem(),
+        client_pem: client.pem(),
+        client_key_pem: client_key.serialize_pem(),
+        authority: Arc::new(ca),
+    };
     Ok((identity, Arc::new(config)))
 }
 
