@@ -150,18 +150,35 @@ impl Store {
         Ok(validity)
     }
 
+    /// Removes every certificate with its key.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn clear(&self) -> Result<(), Error> {
+        host::durable::remove(&self.current())?;
+        for file in self.dated() {
+            host::durable::remove(&file)?;
+        }
+        Ok(())
+    }
+
     fn forget_old(&self) {
-        let is_old = |path: &Path| {
+        for file in self.dated().iter().rev().skip(1 + KEPT) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+
+    /// The files, the oldest first.
+    fn dated(&self) -> Vec<PathBuf> {
+        let is_dated = |path: &Path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.starts_with(PREFIX) && name != CURRENT
         };
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|p| is_old(p)).collect();
-        // Their names sort by time.
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|p| is_dated(p)).collect();
+        // Their names have the time.
         files.sort();
-        for file in files.iter().rev().skip(1 + KEPT) {
-            let _ = std::fs::remove_file(file);
-        }
+        files
     }
 }
 
@@ -196,6 +213,8 @@ mod tests {
             assert_eq!(store.validity(), None, "{broken}");
         }
         assert!(store.put("garbage", "k").is_err());
+        store.clear().unwrap();
+        assert_eq!(std::fs::read_dir(directory.path().join("certs")).unwrap().count(), 0);
     }
 
     #[test]

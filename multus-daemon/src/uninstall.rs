@@ -10,6 +10,7 @@ use crate::Error;
 use crate::calls::Calls;
 use crate::clients::Clients;
 use crate::conf::DaemonConf;
+use crate::enrolment::Enrolment;
 use crate::install::{self, THICK};
 use crate::primary::{OWN_PREFIX, Primary};
 use crate::socket::{self, Socket};
@@ -45,6 +46,7 @@ pub async fn uninstall(conf: DaemonConf, places: &Places, wait: Duration) -> Res
     let socket = Socket::take_over(&socket_dir)?;
     let lock = socket::lock(&socket_dir).await?;
     remove_configuration(&places.conf_dir)?;
+    remove_certificates(&conf)?;
     let cni_dir = conf.cni_dir.clone();
     let calls = Arc::new(Calls::new(conf, Node::default(), Clients::default()));
     let deadline = tokio::time::Instant::now() + wait;
@@ -109,6 +111,16 @@ pub fn remove_configuration(conf_dir: &Path) -> Result<(), Error> {
     host::durable::remove(&credentials.join("multus.kubeconfig"))?;
     remove_if_empty(&credentials);
     Ok(())
+}
+
+/// The node's own certificates, where it has some.
+fn remove_certificates(conf: &DaemonConf) -> Result<(), Error> {
+    // Nobody asks for one any more: the node's name does not matter.
+    let enrolment =
+        Enrolment::of_daemon(&conf.raw, Some("")).map_err(|e| Error::Usage(format!("configuration: {e}")))?;
+    let Some(Enrolment { store, kubeconfig, .. }) = enrolment else { return Ok(()) };
+    host::durable::remove(&kubeconfig)?;
+    store.clear()
 }
 
 /// The thin plugin in the place of the shim.
