@@ -36,13 +36,21 @@ pub struct Environment<'a> {
 /// # Errors
 /// Code 7 when `kind` is no plain file name; code 50 (not available) when there is no such file.
 pub fn find(kind: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
+    find_by(kind, path, Path::is_file)
+}
+
+/// As [`find`], among files of which `is_there` knows.
+///
+/// # Errors
+/// As for [`find`].
+pub fn find_by(kind: &str, path: &[PathBuf], is_there: impl Fn(&Path) -> bool) -> Result<PathBuf, Error> {
     if kind.is_empty() {
         return Err(Error::invalid_config("no plugin name provided: the configuration needs a \"type\""));
     }
     if kind.contains('/') || kind == "." || kind == ".." {
         return Err(Error::invalid_config(format!("invalid plugin name: {kind}")));
     }
-    path.iter().map(|directory| directory.join(kind)).find(|file| file.is_file()).ok_or_else(|| {
+    path.iter().map(|directory| directory.join(kind)).find(|file| is_there(file)).ok_or_else(|| {
         let list = path.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
         Error::plugin_not_available(format!(
             "failed to find plugin {kind:?} in path [{list}]: install it there, or correct the \"type\" of the \
@@ -51,8 +59,16 @@ pub fn find(kind: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
     })
 }
 
-/// How plugins are started and waited for.
+/// How plugins are found, started and waited for.
 pub trait Executor: std::fmt::Debug + Send + Sync {
+    /// The plugin called `kind` in the directories of `path`, as whoever starts it will see it.
+    ///
+    /// # Errors
+    /// As for [`find`].
+    fn find(&self, kind: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
+        find(kind, path)
+    }
+
     /// Runs `command`, which has its program and variables, to its end with `stdin` as input.
     ///
     /// # Errors

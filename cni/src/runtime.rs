@@ -38,7 +38,7 @@ impl Runtime {
     /// # Errors
     /// Code 50, naming the plugin and where it was looked for.
     pub fn check_installed(&self, list: &NetworkList) -> Result<(), Error> {
-        list.plugins.iter().try_for_each(|plugin| exec::find(&plugin.kind, &self.path).map(drop))
+        list.plugins.iter().try_for_each(|plugin| self.executor.find(&plugin.kind, &self.path).map(drop))
     }
 
     /// Runs ADD of every plugin in order, each with the result of the one before, and caches the last result.
@@ -196,7 +196,7 @@ impl Runtime {
         attachment: Option<&Attachment>,
         config: &Object,
     ) -> Result<Vec<u8>, Error> {
-        let program = exec::find(&plugin.kind, &self.path)?;
+        let program = self.executor.find(&plugin.kind, &self.path)?;
         let args =
             attachment.map(|a| a.args.iter().cloned().collect::<Args>().to_string()).unwrap_or_default();
         let environment = Environment {

@@ -8,6 +8,7 @@ use crate::conf::DEFAULT_FILE;
 use crate::entrypoint;
 use crate::flags::{self, Flag, Values};
 use crate::install::SOURCE;
+use crate::layout::{Layout, under};
 
 /// What can be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,17 +70,19 @@ const DAEMON: [Flag; 2] = [
     Flag::new(&["version"], "false", "print the version; then end"),
 ];
 
-const INSTALL: [Flag; 3] = [
+const INSTALL: [Flag; 4] = [
     Flag::new(&["type", "t"], "", "thick or thin"),
     Flag::new(&["dest-dir", "d"], "/host/opt/cni/bin", "where the programs go"),
     Flag::new(&["source-dir"], SOURCE, "where they are"),
+    Flag::new(&["host-root"], "", "the host's root: directories are those of its container runtime"),
 ];
 
-const UNINSTALL: [Flag; 5] = [
+const UNINSTALL: [Flag; 6] = [
     Flag::new(&["config"], DEFAULT_FILE, "the daemon's configuration"),
     Flag::new(&["cni-bin-dir"], "/host/opt/cni/bin", "the runtime's plugins"),
     Flag::new(&["cni-conf-dir"], "/host/etc/cni/net.d", "the runtime's configurations"),
     Flag::new(&["source-dir"], SOURCE, "where the programs of this image are"),
+    Flag::new(&["host-root"], "", "the host's root: directories are those of its container runtime"),
     Flag::new(&["wait"], "0", "how many seconds running pods may take to go"),
 ];
 
@@ -146,19 +149,26 @@ impl Verb {
                 kind @ ("thick" | "thin") => Verb::Install {
                     thick: kind == "thick",
                     source: values.path("source-dir"),
-                    target: values.path("dest-dir"),
+                    target: host_root(&values).map_or_else(
+                        || values.path("dest-dir"),
+                        |root| Layout::of_host(&root).bin_dir(&root),
+                    ),
                 },
                 _ => Verb::Print("--type must be thick or thin\n".to_owned(), 1),
             }),
             "thin-entrypoint" => parsed(&entrypoint::FLAGS, Verb::Thin),
             "uninstall" => parsed(&UNINSTALL, |values| match values.text("wait").parse() {
-                Ok(seconds) => Verb::Uninstall {
-                    config: values.path("config"),
-                    bin_dir: values.path("cni-bin-dir"),
-                    conf_dir: values.path("cni-conf-dir"),
-                    source: values.path("source-dir"),
-                    wait: Duration::from_secs(seconds),
-                },
+                Ok(seconds) => {
+                    let (bin_dir, conf_dir) = match host_root(&values) {
+                        Some(root) => {
+                            let layout = Layout::of_host(&root);
+                            (layout.bin_dir(&root), under(&root, &layout.conf_dir))
+                        }
+                        None => (values.path("cni-bin-dir"), values.path("cni-conf-dir")),
+                    };
+                    let (config, source) = (values.path("config"), values.path("source-dir"));
+                    Verb::Uninstall { config, bin_dir, conf_dir, source, wait: Duration::from_secs(seconds) }
+                }
                 Err(_) => Verb::Print("--wait must be a number of seconds\n".to_owned(), 2),
             }),
             "enrol" => parsed(&ENROL, Verb::Enrol),
@@ -185,6 +195,10 @@ impl Verb {
         let name = Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
         Verb::of(name, arguments.collect())
     }
+}
+
+fn host_root(values: &Values) -> Option<PathBuf> {
+    values.optional("host-root").map(PathBuf::from)
 }
 
 /// Prints what there is to say; an error's text goes to standard error.
@@ -216,6 +230,11 @@ mod tests {
             |target: &str| Verb::Install { thick: true, source: SOURCE.into(), target: target.into() };
         assert_eq!(of("install_multus --type thick"), thick("/host/opt/cni/bin"));
         assert_eq!(of("multus-daemon upgrade -t=thick -d /b"), thick("/b"));
+        assert_eq!(of("install_multus -t thick --host-root=/nowhere"), thick("/nowhere/opt/cni/bin"));
+        assert!(matches!(
+            of("multus-daemon uninstall --host-root=/nowhere"),
+            Verb::Uninstall { conf_dir, .. } if conf_dir == Path::new("/nowhere/etc/cni/net.d")
+        ));
         assert!(
             matches!(of("thin_entrypoint --rename-conf-file=true"), Verb::Thin(v) if v.is_on("rename-conf-file"))
         );

@@ -11,12 +11,12 @@ use cni::Object;
 use multus::config::LogConf;
 
 use crate::Error;
+use crate::layout::{Layout, under};
 
 /// Where the file is when no flag says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/cni/net.d/multus.d/daemon-config.json";
 
 const DEFAULT_SOCKET_DIR: &str = "/run/multus/";
-const DEFAULT_CNI_CONFIG_DIR: &str = "/etc/cni/net.d";
 const DEFAULT_CNI_DIR: &str = "/var/lib/cni/multus";
 
 /// How many calls of a kind are worked on at a time where the configuration does not say. Each may start a plugin,
@@ -77,14 +77,14 @@ impl DaemonConf {
             Some(bytes) => Object::parse(&bytes).map_err(|e| failed(e.to_string()))?,
             None => Object::new(),
         };
-        Self::read(raw).map_err(|e| failed(e.to_string()))
+        Self::read(raw, Layout::of_host).map_err(|e| failed(e.to_string()))
     }
 
-    /// Validates a configuration.
+    /// Validates a configuration; `layout` tells the directories of the runtime on the host with the given root.
     ///
     /// # Errors
     /// Code 6 or 7, naming the key.
-    pub fn read(raw: Object) -> Result<Self, cni::Error> {
+    pub fn read(raw: Object, layout: impl FnOnce(&Path) -> Layout) -> Result<Self, cni::Error> {
         let text = |key| raw.decode::<String>(key).map(|t| t.filter(|t| !t.is_empty()));
         let path = |key| text(key).map(|t| t.map(PathBuf::from));
         let flag = |key| raw.decode::<bool>(key).map(Option::unwrap_or_default);
@@ -94,14 +94,19 @@ impl DaemonConf {
                 cni::Error::invalid_config(format!("{key:?} must be at least 1, and is {number}"))
             }),
         };
+        let chroot = path("chrootDir")?;
+        let runtimes = || {
+            let root = chroot.as_deref().unwrap_or(Path::new("/"));
+            under(root, &layout(root).conf_dir)
+        };
         Ok(DaemonConf {
-            chroot: path("chrootDir")?,
+            cni_config_dir: path("cniConfigDir")?.unwrap_or_else(runtimes),
+            chroot,
             socket_dir: path("socketDir")?.unwrap_or_else(|| DEFAULT_SOCKET_DIR.into()),
             log: log(&raw)?,
             add_limit: limit("connectionLimit")?.unwrap_or(DEFAULT_LIMIT),
             del_limit: limit("delLimit")?.unwrap_or(DEFAULT_LIMIT),
             delegate_limit: duration(&raw, "delegateTimeout")?.unwrap_or(DEFAULT_DELEGATE_LIMIT),
-            cni_config_dir: path("cniConfigDir")?.unwrap_or_else(|| DEFAULT_CNI_CONFIG_DIR.into()),
             autoconfig_dir: path("multusAutoconfigDir")?,
             master: text("multusMasterCNI")?,
             config_file: path("multusConfigFile")?.filter(|file| file != Path::new("auto")),
@@ -182,7 +187,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<DaemonConf, cni::Error> {
-        DaemonConf::read(Object::parse(json.as_bytes()).unwrap())
+        DaemonConf::read(Object::parse(json.as_bytes()).unwrap(), |_| Layout::default())
     }
 
     #[test]
@@ -190,6 +195,8 @@ mod tests {
         let conf = read(r#"{"chrootDir":null,"multusConfigFile":"auto","socketDir":""}"#).unwrap();
         assert_eq!(conf.socket_dir, Path::new("/run/multus/"));
         assert_eq!(conf.cni_config_dir, Path::new("/etc/cni/net.d"));
+        let below = read(r#"{"chrootDir":"/hostroot"}"#).unwrap();
+        assert_eq!(below.cni_config_dir, Path::new("/hostroot/etc/cni/net.d"));
         assert!(conf.is_auto() && conf.chroot.is_none() && !conf.log.to_stderr);
         assert_eq!((conf.add_limit, conf.del_limit), (DEFAULT_LIMIT, DEFAULT_LIMIT));
     }

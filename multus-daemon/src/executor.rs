@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,10 @@ impl Supervisor {
 }
 
 impl Executor for Supervisor {
+    fn find(&self, kind: &str, path: &[PathBuf]) -> Result<PathBuf, cni::Error> {
+        self.launcher.find(kind, path)
+    }
+
     fn output(&self, command: Command, stdin: &[u8]) -> io::Result<Output> {
         // What was attached is still taken away again.
         let attaches = command

@@ -13,6 +13,7 @@ use std::time::Duration;
 use host::process::Group;
 
 use crate::cancel::GRACE;
+use crate::layout::under;
 use crate::starter::{self, Happened, News, Order};
 
 /// This program, also when another one has its name by now.
@@ -33,6 +34,19 @@ impl Launcher {
     #[must_use]
     pub fn new(program: impl Into<PathBuf>, root: Option<PathBuf>) -> Self {
         Launcher { program: program.into(), root, starter: Mutex::default(), next: AtomicU64::default() }
+    }
+
+    /// The plugin called `kind` in the directories of `path` below the root that delegates have. A symbolic link may lead to
+    /// where it can be followed only from there.
+    ///
+    /// # Errors
+    /// As for [`cni::exec::find`].
+    pub fn find(&self, kind: &str, path: &[PathBuf]) -> Result<PathBuf, cni::Error> {
+        let Some(root) = &self.root else { return cni::exec::find(kind, path) };
+        cni::exec::find_by(kind, path, |file| {
+            let seen = under(root, file);
+            seen.is_file() || seen.is_symlink()
+        })
     }
 
     /// Runs what is ordered to its end, for at most `limit`; `noted` gets the process group when it runs, and what it

@@ -11,7 +11,7 @@
 //! annotation changes; what they have is told again where that was lost ([`repair`]).
 //!
 //! The runtime comes to call multus-shim because of a file ([`generate`]) that stands in front of the primary network's
-//! ([`primary`]) and is kept there ([`manager`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
+//! ([`primary`]) and is kept there ([`manager`]), in the directory that the runtime reads ([`layout`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
 //! take it away, by the peers' names and flags ([`cli`]).
 
 pub mod approver;
@@ -34,6 +34,7 @@ pub mod generate;
 pub mod install;
 pub mod kubeconfig;
 pub mod launcher;
+pub mod layout;
 pub mod manager;
 pub mod metrics;
 pub mod on_record;

@@ -194,9 +194,11 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().display();
             let json = format!(r#"{{"cniConfigDir":"{path}","multusAutoconfigDir":"{path}"{members}}}"#);
-            let conf =
-                DaemonConf::read(Object::parse(json.replace("DIR", &path.to_string()).as_bytes()).unwrap())
-                    .unwrap();
+            let conf = DaemonConf::read(
+                Object::parse(json.replace("DIR", &path.to_string()).as_bytes()).unwrap(),
+                |_| crate::layout::Layout::default(),
+            )
+            .unwrap();
             Host { directory, manager: Manager::of_daemon(&conf) }
         }
 

@@ -62,6 +62,11 @@ fn delegates_run_below_the_host_s_root() {
     let supervisor_below = supervisor(Some(root.path().into()), LONG);
     let error = run(&supervisor_below, "true", "ADD", b"").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound, "there is no such file below that root: {error}");
+    std::os::unix::fs::symlink("/elsewhere", root.path().join("linked")).unwrap();
+    let find = |kind: &str| supervisor_below.find(kind, &["/".into()]);
+    assert_eq!(find("elsewhere").unwrap(), PathBuf::from("/elsewhere"), "as it is seen from there");
+    assert_eq!(find("linked").unwrap(), PathBuf::from("/linked"));
+    assert!(find("bin").is_err(), "that is outside");
     assert_eq!(std::fs::read(&entered).unwrap(), b"0", "it left the daemon's accounting");
     let error = run(&supervisor(Some("/nonexistent".into()), LONG), "true", "ADD", b"").unwrap_err();
     assert!(error.to_string().contains("/nonexistent"), "{error}");

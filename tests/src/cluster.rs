@@ -368,6 +368,14 @@ impl Cluster {
         .await
     }
 
+    /// The name of the node.
+    ///
+    /// # Errors
+    /// The API server does not tell, or there are several.
+    pub async fn node_name(&self) -> Result<String> {
+        self.node().await?.metadata.name.context("a node without a name")
+    }
+
     async fn node(&self) -> Result<Node> {
         let mut nodes = self.nodes.list(&ListParams::default()).await.context("list nodes")?.items;
         let count = nodes.len();

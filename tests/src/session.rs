@@ -71,7 +71,8 @@ impl Session {
         cluster.clean().await.context("remove what an earlier run left")?;
         let sysfs = Sysfs::default();
         let kubeconfig = multus_kubeconfig(&cluster.client(), node.kubeconfig()).await?;
-        let prepared = prepare(&setup.sources, &sysfs, &kubeconfig, tell)?;
+        let name = cluster.node_name().await?;
+        let prepared = prepare(&setup.sources, &sysfs, &name, &kubeconfig, tell)?;
         let mut session = Session { cluster, node, prepared, sysfs, netlink: Netlink::connect()? };
         if session.prepared.multus_daemon.is_some() {
             wait_in_front().await?;

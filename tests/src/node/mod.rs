@@ -10,7 +10,6 @@ use anyhow::Result;
 use futures_util::future::LocalBoxFuture;
 
 pub use kubernetes::KubeNode;
-pub(crate) use simulated::NAME as SIMULATED;
 pub use simulated::SimNode;
 
 /// What surrounds the programs under test.

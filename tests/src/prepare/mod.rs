@@ -17,7 +17,7 @@ use host::{PciAddress, Sysfs};
 pub use access::multus_kubeconfig;
 pub use device_plugin::{DevicePlugin, NETDEVICE, VFIO, write_config};
 pub use multus_daemon::MultusDaemon;
-pub use network::{BRIDGE, KUBECONFIG, PRIMARY, in_front, wait_in_front};
+pub use network::{BRIDGE, KUBECONFIG, PRIMARY, in_front, other_primary, wait_in_front};
 
 /// Where the parts of a node come from.
 #[derive(Clone, Debug)]
@@ -45,13 +45,15 @@ pub struct Prepared {
     pub vfio: Vec<PciAddress>,
 }
 
-/// Prepares the node and tells what it does through `tell`; `kubeconfig` is the text that Multus gets.
+/// Prepares the node, which is called `node` in the cluster, and tells what it does through `tell`; `kubeconfig` is the
+/// text that Multus gets.
 ///
 /// # Errors
 /// Something is missing or refused; the text says what to do.
 pub fn prepare(
     sources: &Sources,
     sysfs: &Sysfs,
+    node: &str,
     kubeconfig: &str,
     tell: &mut dyn FnMut(String),
 ) -> Result<Prepared> {
@@ -62,7 +64,7 @@ pub fn prepare(
     ));
     let multus_daemon = if sources.thick {
         network::configure_thick(kubeconfig)?;
-        let daemon = MultusDaemon::start(&sources.programs)?;
+        let daemon = MultusDaemon::start(&sources.programs, node)?;
         tell(format!("multus-daemon started, its log is {}", daemon.log().display()));
         Some(daemon)
     } else {

@@ -10,7 +10,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::network::DAEMON_CONF;
-use crate::node::SIMULATED;
 
 const LOG: &str = "/var/log/podrail/multus-daemon.log";
 
@@ -21,17 +20,19 @@ const ENDS: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub struct MultusDaemon {
     program: PathBuf,
+    /// The node's name in the cluster.
+    node: String,
     child: Child,
 }
 
 impl MultusDaemon {
-    /// Starts the daemon of the folder `programs`.
+    /// Starts the daemon of the folder `programs` for the node of that name.
     ///
     /// # Errors
     /// There is no such program, or it cannot be started.
-    pub(super) fn start(programs: &Path) -> Result<MultusDaemon> {
+    pub(super) fn start(programs: &Path, node: &str) -> Result<MultusDaemon> {
         let program = programs.join("multus-daemon");
-        Ok(MultusDaemon { child: spawn(&program)?, program })
+        Ok(MultusDaemon { child: spawn(&program, node)?, program, node: node.to_owned() })
     }
 
     /// Where it logs.
@@ -49,7 +50,7 @@ impl MultusDaemon {
     /// # Errors
     /// It cannot be started.
     pub fn restart(&mut self) -> Result<()> {
-        self.child = spawn(&self.program)?;
+        self.child = spawn(&self.program, &self.node)?;
         Ok(())
     }
 
@@ -58,7 +59,7 @@ impl MultusDaemon {
     /// # Errors
     /// It cannot be started, or the old one does not end.
     pub fn upgrade(&mut self, together: Duration) -> Result<()> {
-        let next = spawn(&self.program)?;
+        let next = spawn(&self.program, &self.node)?;
         std::thread::sleep(together);
         self.end(Signal::SIGTERM)?;
         self.child = next;
@@ -93,7 +94,7 @@ impl Drop for MultusDaemon {
     }
 }
 
-fn spawn(program: &Path) -> Result<Child> {
+fn spawn(program: &Path, node: &str) -> Result<Child> {
     let folder = Path::new(LOG).parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let log =
@@ -101,8 +102,7 @@ fn spawn(program: &Path) -> Result<Child> {
     Command::new(program)
         .arg("-config")
         .arg(DAEMON_CONF)
-        // On a node of another name the daemon has no pods to watch, and asks for each.
-        .env("MULTUS_NODE_NAME", SIMULATED)
+        .env("MULTUS_NODE_NAME", node)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

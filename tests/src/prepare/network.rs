@@ -80,18 +80,32 @@ pub fn in_front() -> PathBuf {
     Path::new(FOLDER).join(THICK)
 }
 
+/// Puts another primary network, called `name`, in front of the one that is there; the file to remove to have that back.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn other_primary(name: &str) -> Result<PathBuf> {
+    let file = Path::new(FOLDER).join(format!("05-{name}.conflist"));
+    write(&file, &serde_json::to_vec_pretty(&bridge("1.0.0", name, "podrail2", "10.90.0.0/24"))?)?;
+    Ok(file)
+}
+
 fn primary(version: &str) -> Value {
+    bridge(version, PRIMARY, BRIDGE, "10.88.0.0/24")
+}
+
+fn bridge(version: &str, name: &str, bridge: &str, subnet: &str) -> Value {
     json!({
         "cniVersion": version,
-        "name": PRIMARY,
+        "name": name,
         "plugins": [{
             "type": "bridge",
-            "bridge": BRIDGE,
+            "bridge": bridge,
             "isGateway": true,
             "ipMasq": false,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{"subnet": "10.88.0.0/24"}]],
+                "ranges": [[{"subnet": subnet}]],
                 "routes": [{"dst": "0.0.0.0/0"}],
             },
         }],

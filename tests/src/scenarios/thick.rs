@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::pod::PodSpec;
-use crate::prepare::{MultusDaemon, NETDEVICE, in_front, wait_in_front};
+use crate::prepare::{MultusDaemon, NETDEVICE, PRIMARY, in_front, other_primary, wait_in_front};
 use crate::session::{Running, Session};
 use crate::wait::until;
 
@@ -18,6 +18,8 @@ use crate::wait::until;
 const STATE: &str = "/var/lib/cni/multus";
 /// The leases of the second network.
 const LEASES: &str = "/var/lib/cni/networks/second";
+/// A primary network that comes later.
+const OTHER: &str = "podrail-other";
 /// How long what was left is seen to.
 const SEEN_TO: Duration = Duration::from_secs(120);
 
@@ -85,6 +87,46 @@ pub(super) async fn renamed(session: &mut Session) -> Result<()> {
     let pod = session.run(two_networks("renamed")).await?;
     ensure_both(session, "renamed").await?;
     session.delete(&pod).await
+}
+
+/// New pods are on the primary that is there; those from before are taken off theirs.
+pub(super) async fn swapped(session: &mut Session) -> Result<()> {
+    second_network(session).await?;
+    let primary = async |session: &Session, pod: &str, name: &str| -> Result<()> {
+        let status = session.cluster.network_status(pod).await?;
+        let has = status.iter().find(|state| state.default).map(|state| state.name.as_str());
+        ensure!(has == Some(name), "the primary network of pod {pod} is {has:?} and not {name}");
+        Ok(())
+    };
+    let stands_before = async |file: &'static str| {
+        until(SEEN_TO, "the configuration of multus to follow", async || {
+            let text = std::fs::read_to_string(in_front()).unwrap_or_default();
+            Ok(text.contains(file).then_some(()))
+        })
+        .await
+    };
+    let before = session.run(two_networks("before")).await?;
+    primary(session, "before", PRIMARY).await?;
+    let file = other_primary(OTHER)?;
+    stands_before("05-podrail-other.conflist").await?;
+    let during = session.run(two_networks("during")).await?;
+    primary(session, "during", OTHER).await?;
+    session.delete(&before).await?;
+    std::fs::remove_file(file)?;
+    stands_before("10-podrail-primary.conflist").await?;
+    session.delete(&during).await?;
+    for network in [PRIMARY, OTHER] {
+        let left = leases(network);
+        ensure!(left.is_empty(), "addresses of {network} are left: {left:?}");
+    }
+    nothing_left().await
+}
+
+/// The addresses that are taken of a network.
+fn leases(network: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/var/lib/cni/networks/{network}")).into_iter().flatten();
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("10.")).collect()
 }
 
 /// The pod keeps its networks and gives them back; new pods get the primary alone until Multus is there again.
