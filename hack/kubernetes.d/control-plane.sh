@@ -94,6 +94,7 @@ control_plane_start_controllers() {
         component=("$(binary "kube-$name")" --kubeconfig "$PKI/$name.kubeconfig" "${flags[@]}")
         [[ $name == scheduler ]] || component+=(
             --root-ca-file "$PKI/ca.crt"
+            --cluster-signing-cert-file "$PKI/ca.crt" --cluster-signing-key-file "$PKI/ca.key"
             --service-account-private-key-file "$PKI/service-account.key" --use-service-account-credentials=true
         )
         process_start "kube-$name" "${component[@]}"

@@ -199,3 +199,41 @@ fn a_status_that_was_lost_is_told_again() {
     assert_eq!(cluster.cni("CHECK").0, 200);
     assert_eq!(cluster.server.requests().iter().filter(|r| r.verb == Verb::Patch).count(), 0);
 }
+
+/// Calls of the long run come from the environment: `PODRAIL_SOAK=100000 cargo test -p multus-daemon --test cluster`.
+#[test]
+fn memory_and_files_stay_where_they_are() {
+    let cluster = Cluster::new("a");
+    let daemon = cluster.daemon(false);
+    let pid = daemon.child.id();
+    let rounds = |count: usize| {
+        for _ in 0..count {
+            for verb in ["ADD", "DEL"] {
+                let (status, body) = cluster.cni(verb);
+                assert_eq!(status, 200, "{body}");
+            }
+            if cluster.server.requests().len() > 1000 {
+                cluster.server.clear_requests();
+            }
+        }
+    };
+    let measure = || {
+        // Events are told off the path, over connections of their own.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        (files, resident.trim().trim_end_matches(" kB").parse::<usize>().unwrap())
+    };
+    let calls: usize = std::env::var("PODRAIL_SOAK").map_or(300, |calls| calls.parse().unwrap());
+    rounds(50);
+    let before = measure();
+    rounds(calls / 2);
+    let after = measure();
+    println!(
+        "{calls} calls: open files {} -> {}, resident {} -> {} KiB",
+        before.0, after.0, before.1, after.1
+    );
+    assert!(after.0 <= before.0 + 5, "open files: {before:?} -> {after:?}");
+    assert!(after.1 <= before.1 + 4096, "resident KiB: {before:?} -> {after:?}");
+}

@@ -42,6 +42,13 @@ pub(super) fn measure(options: &Options) -> Result<Vec<Row>> {
         None,
         Some(Aim::Value(10.0)),
     ));
+    rows.push(Row::new(
+        "memory of the process that starts delegates, idle",
+        node.starter()?,
+        "MB",
+        None,
+        None,
+    ));
     for count in PARALLEL {
         server.clear_requests();
         rows.extend(node.together(count)?);
@@ -250,10 +257,19 @@ impl Node {
 
     /// Resident memory of the daemon in megabytes.
     fn memory(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kibibytes * 1024.0 / 1e6)
+        resident(self.daemon.id())
+    }
+
+    /// That of the process that starts its delegates.
+    fn starter(&self) -> Result<f64> {
+        let mut found = 0.0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.daemon.id()))? {
+            let children = std::fs::read_to_string(task?.path().join("children"))?;
+            for child in children.split_whitespace() {
+                found += resident(child.parse()?)?;
+            }
+        }
+        Ok(found)
     }
 
     fn files(&self) -> Result<f64> {
@@ -283,6 +299,14 @@ fn at_once(calls: &[Call]) -> Result<(Duration, Vec<Duration>)> {
             .collect::<Result<Vec<_>>>()
     })?;
     Ok((start.elapsed(), each))
+}
+
+/// Resident memory of a process in megabytes.
+fn resident(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes * 1024.0 / 1e6)
 }
 
 fn milliseconds(duration: Duration) -> f64 {

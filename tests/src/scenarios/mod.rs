@@ -123,9 +123,13 @@ pub const ALL: &[Scenario] = &[
         Box::pin(thick::upgraded(s))
     }),
     Scenario::thick("DEL while multus-daemon is away is done when it is back", |s| Box::pin(thick::away(s))),
-    Scenario::thick("another agent renames the configuration of multus", |s| Box::pin(thick::renamed(s))),
-    Scenario::thick("another primary network comes and goes under multus", |s| Box::pin(thick::swapped(s))),
-    Scenario::thick("multus is uninstalled while a pod runs, and installed again", |s| {
+    Scenario::thick("another agent renames the configuration of multus-daemon", |s| {
+        Box::pin(thick::renamed(s))
+    }),
+    Scenario::thick("another primary network comes and goes under multus-daemon", |s| {
+        Box::pin(thick::swapped(s))
+    }),
+    Scenario::thick("multus-daemon is uninstalled while a pod runs, and installed again", |s| {
         Box::pin(thick::uninstalled(s))
     }),
 ];
