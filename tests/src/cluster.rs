@@ -368,12 +368,13 @@ impl Cluster {
         .await
     }
 
-    /// The name of the node.
+    /// The name of the node, once it is known to the API server.
     ///
     /// # Errors
-    /// The API server does not tell, or there are several.
+    /// There is not exactly one node.
     pub async fn node_name(&self) -> Result<String> {
-        self.node().await?.metadata.name.context("a node without a name")
+        until(RUNNING, "the node", async || Ok(self.node().await.ok().and_then(|node| node.metadata.name)))
+            .await
     }
 
     async fn node(&self) -> Result<Node> {

@@ -11,7 +11,9 @@ use crate::cluster::Cluster;
 use crate::inside::Inside;
 use crate::node::{Grade, KubeNode, Node, SimNode};
 use crate::pod::PodSpec;
-use crate::prepare::{NETDEVICE, Prepared, Sources, VFIO, multus_kubeconfig, prepare, wait_in_front};
+use crate::prepare::{
+    Access, MULTUS, NETDEVICE, Prepared, Sources, VFIO, WHEREABOUTS, kubeconfig, prepare, wait_in_front,
+};
 use crate::vfs::{self, Vfs};
 
 /// How a session is started.
@@ -70,9 +72,13 @@ impl Session {
         cluster.define_nads().await?;
         cluster.clean().await.context("remove what an earlier run left")?;
         let sysfs = Sysfs::default();
-        let kubeconfig = multus_kubeconfig(&cluster.client(), node.kubeconfig()).await?;
-        let name = cluster.node_name().await?;
-        let prepared = prepare(&setup.sources, &sysfs, &name, &kubeconfig, tell)?;
+        let client = cluster.client();
+        let access = Access {
+            multus: kubeconfig(&client, node.kubeconfig(), MULTUS).await?,
+            whereabouts: kubeconfig(&client, node.kubeconfig(), WHEREABOUTS).await?,
+            node: cluster.node_name().await?,
+        };
+        let prepared = prepare(&setup.sources, &sysfs, &access, tell)?;
         let mut session = Session { cluster, node, prepared, sysfs, netlink: Netlink::connect()? };
         if session.prepared.multus_daemon.is_some() {
             wait_in_front().await?;

@@ -1,4 +1,4 @@
-//! What Multus may do: a service account with the rights of `deploy/multus-rbac.yaml`, and a kubeconfig for it.
+//! What a program may ask of the API server: a service account with the rights of its manifest, and a kubeconfig for it.
 
 use std::path::Path;
 
@@ -13,21 +13,34 @@ use kube::core::{GroupVersionKind, TypeMeta};
 use kube::{Api, Client};
 use serde_json::json;
 
-/// The manifest that an administrator applies.
-const RBAC: &str = include_str!("../../../deploy/multus-rbac.yaml");
+/// A program's manifest, as an administrator applies it, and the service account in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Account {
+    name: &'static str,
+    manifest: &'static str,
+}
+
+/// What Multus may do.
+pub const MULTUS: Account =
+    Account { name: "multus", manifest: include_str!("../../../deploy/multus-rbac.yaml") };
+/// What whereabouts may do, with the definitions of its objects.
+pub const WHEREABOUTS: Account =
+    Account { name: "whereabouts", manifest: include_str!("../../../deploy/whereabouts.yaml") };
 
 /// How long the token is good, in seconds: longer than the suite runs.
 const VALID: i64 = 86_400;
 
-/// Applies the manifest with `client`; text of a kubeconfig for the server that `admin` names.
+/// Applies the account's manifest with `client`; text of a kubeconfig for the server that `admin` names.
 ///
 /// # Errors
 /// The API server refuses, or `admin` cannot be read.
-pub async fn multus_kubeconfig(client: &Client, admin: &Path) -> Result<String> {
+pub async fn kubeconfig(client: &Client, admin: &Path, account: Account) -> Result<String> {
+    let Account { name, manifest } = account;
     let read = Kubeconfig::read_from(admin).with_context(|| format!("read {}", admin.display()))?;
     let cluster = read.clusters.into_iter().next().and_then(|named| named.cluster);
     let cluster = cluster.with_context(|| format!("{} names no cluster", admin.display()))?;
-    let objects: Vec<DynamicObject> = serde_saphyr::from_multiple(RBAC).context("decode multus-rbac.yaml")?;
+    let objects: Vec<DynamicObject> =
+        serde_saphyr::from_multiple(manifest).with_context(|| format!("decode the manifest of {name}"))?;
     for object in &objects {
         create(client, object).await?;
     }
@@ -37,9 +50,9 @@ pub async fn multus_kubeconfig(client: &Client, admin: &Path) -> Result<String> 
         ..TokenRequest::default()
     };
     let answer = accounts
-        .create_token_request("multus", &PostParams::default(), &request)
+        .create_token_request(name, &PostParams::default(), &request)
         .await
-        .context("token of service account multus")?;
+        .with_context(|| format!("token of service account {name}"))?;
     let token = answer.status.context("a token request without a token")?.token;
     let authority = match (cluster.certificate_authority_data, cluster.certificate_authority) {
         (Some(data), _) => data,
@@ -54,9 +67,9 @@ pub async fn multus_kubeconfig(client: &Client, admin: &Path) -> Result<String> 
             "server": cluster.server,
             "certificate-authority-data": authority,
         }}],
-        "users": [{"name": "multus", "user": {"token": token}}],
-        "contexts": [{"name": "multus-context", "context": {"cluster": "local", "user": "multus"}}],
-        "current-context": "multus-context",
+        "users": [{"name": name, "user": {"token": token}}],
+        "contexts": [{"name": name, "context": {"cluster": "local", "user": name}}],
+        "current-context": name,
     });
     Ok(serde_json::to_string_pretty(&kubeconfig)?)
 }

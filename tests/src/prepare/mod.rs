@@ -8,16 +8,28 @@ mod multus_daemon;
 mod network;
 mod programs;
 mod vfio;
+mod whereabouts;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use host::{PciAddress, Sysfs};
 
-pub use access::multus_kubeconfig;
+pub use access::{MULTUS, WHEREABOUTS, kubeconfig};
 pub use device_plugin::{DevicePlugin, NETDEVICE, VFIO, write_config};
 pub use multus_daemon::MultusDaemon;
 pub use network::{BRIDGE, KUBECONFIG, PRIMARY, in_front, other_primary, wait_in_front};
+
+/// What programs need to reach the API server, and the name of the node there.
+#[derive(Debug)]
+pub struct Access {
+    /// Text of Multus' kubeconfig.
+    pub multus: String,
+    /// Text of whereabouts' kubeconfig.
+    pub whereabouts: String,
+    /// The node.
+    pub node: String,
+}
 
 /// Where the parts of a node come from.
 #[derive(Clone, Debug)]
@@ -45,16 +57,14 @@ pub struct Prepared {
     pub vfio: Vec<PciAddress>,
 }
 
-/// Prepares the node, which is called `node` in the cluster, and tells what it does through `tell`; `kubeconfig` is the
-/// text that Multus gets.
+/// Prepares the node and tells what it does through `tell`.
 ///
 /// # Errors
 /// Something is missing or refused; the text says what to do.
 pub fn prepare(
     sources: &Sources,
     sysfs: &Sysfs,
-    node: &str,
-    kubeconfig: &str,
+    access: &Access,
     tell: &mut dyn FnMut(String),
 ) -> Result<Prepared> {
     programs::install(sources, Path::new("/opt/cni/bin"))?;
@@ -62,13 +72,14 @@ pub fn prepare(
         "/opt/cni/bin has the plugins from {}, and the reference plugins",
         sources.programs.display()
     ));
+    whereabouts::configure(&access.whereabouts, &access.node)?;
     let multus_daemon = if sources.thick {
-        network::configure_thick(kubeconfig)?;
-        let daemon = MultusDaemon::start(&sources.programs, node)?;
+        network::configure_thick(&access.multus)?;
+        let daemon = MultusDaemon::start(&sources.programs, &access.node)?;
         tell(format!("multus-daemon started, its log is {}", daemon.log().display()));
         Some(daemon)
     } else {
-        network::configure(kubeconfig)?;
+        network::configure(&access.multus)?;
         None
     };
     tell(format!("Multus stands in front of the primary network {PRIMARY} (bridge {BRIDGE})"));

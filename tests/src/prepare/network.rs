@@ -112,7 +112,7 @@ fn bridge(version: &str, name: &str, bridge: &str, subnet: &str) -> Value {
     })
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().context("path without a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     Ok(host::durable::replace(path, bytes)?)

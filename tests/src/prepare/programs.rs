@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use super::Sources;
 
 /// The CNI plugins under test.
-const UNDER_TEST: [&str; 2] = ["multus", "sriov"];
+const UNDER_TEST: [&str; 3] = ["multus", "sriov", "whereabouts"];
 
 /// The one that is there in place of `multus` in thick mode.
 const SHIM: &str = "multus-shim";

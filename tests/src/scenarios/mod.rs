@@ -3,6 +3,7 @@
 //! Each file has one theme, each function is one scenario. Between two of them the runner deletes every pod and every
 //! network and looks whether all VFs are as they were.
 
+mod addresses;
 mod advertise;
 mod bad_configuration;
 mod bad_request;
@@ -85,6 +86,15 @@ pub const ALL: &[Scenario] = &[
         Box::pin(vfio::device_nodes(s))
     }),
     Scenario::any("dpdk-testpmd sends packets through a vfio VF", |s| Box::pin(vfio::testpmd(s))),
+    Scenario::any("pods get addresses of both families that no other pod has", |s| {
+        Box::pin(addresses::unique(s))
+    }),
+    Scenario::any("VFs get cluster-wide addresses, and a pod that comes again its former one", |s| {
+        Box::pin(addresses::former(s))
+    }),
+    Scenario::any("a range without room says who has it, and serves again when one is gone", |s| {
+        Box::pin(addresses::exhausted(s))
+    }),
     Scenario::any("a VF comes back as it was, whatever the pod did to it", |s| {
         Box::pin(teardown::pod_changes_vf(s))
     }),

@@ -84,6 +84,7 @@ async fn publish(api: &Api<Node>, options: &Options, manager: &DeviceManager) ->
         "capacity": capacity,
         "allocatable": allocatable,
         "addresses": [{"type": "InternalIP", "address": options.address}],
+        "nodeInfo": {"bootID": host::boot_id().context("read which boot this is")?},
         "conditions": [{
             "type": "Ready",
             "status": "True",
