@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::sweep;
 
 /// How long ADD goes on while the API server does not answer: less than a runtime's own patience.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(45);
 /// How long ADD goes on while other nodes are quicker: less than a runtime's own patience.
 const CONTENTION: Duration = Duration::from_secs(110);
 /// How many holders an exhausted range names.

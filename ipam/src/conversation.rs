@@ -17,9 +17,11 @@ use crate::range::Range;
 use crate::store::{Store, now};
 
 /// Longest pause between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Up to how many doublings the pause grows: as many nodes as meet at a pool of a large cluster.
 const MOST_DOUBLINGS: u32 = 6;
+/// Which turns insist that the pool is as it was read. The others insist only that the addresses are free.
+const BY_VERSION: u32 = 4;
 /// At which fill the cluster is told, percent.
 const ALARMS: [u32; 3] = [80, 95, 100];
 
@@ -59,7 +61,8 @@ impl Conversation<'_> {
             // Taken before the pool is read: that is how old the news is.
             let started = now()?;
             let pool = self.kubernetes.pool(name, &self.source.range.subnet().to_string()).await?;
-            let want = Want { demand, avoid: &avoid, block: self.block };
+            let spread = (turns > 0).then(|| RandomState::new().hash_one(turns));
+            let want = Want { demand, avoid: &avoid, block: self.block, spread };
             let change = self.store.with(name, |ledger, now| {
                 if demand.is_none() {
                     ledger.mark_surplus(now);
@@ -67,7 +70,10 @@ impl Conversation<'_> {
                 plan(ledger, &pool, &me, &want, now)
             })?;
             self.unreserve(&pool, &change, &me).await?;
-            if !change.is_empty() && !self.kubernetes.change_pool(name, &pool.patch(&change)).await? {
+            // Those that forestalled us took other addresses, most likely.
+            let claim = if turns % BY_VERSION == 0 { None } else { pool.claim(&change) };
+            let patch = claim.unwrap_or_else(|| pool.patch(&change));
+            if !change.is_empty() && !self.kubernetes.change_pool(name, &patch).await? {
                 let left = self.limit.saturating_sub(begun.elapsed());
                 tokio::time::sleep(pause(turns, turn.elapsed()).min(left)).await;
                 turns += 1;
@@ -192,10 +198,11 @@ impl Conversation<'_> {
     }
 }
 
-/// A pause of random length, so that those who met do not meet again. It is measured by what a turn takes, and longer
-/// after each: an API server that is slow is not made slower by changes that cannot succeed.
+/// A pause of random length, so that those who met do not meet again. It is measured by what a turn takes, which is
+/// longer the more of them there are, and longer after each: a change that succeeds takes the API server several times
+/// as long as one that does not.
 fn pause(turns: u32, turn: Duration) -> Duration {
-    let longest = turn.saturating_mul(2 << turns.min(MOST_DOUBLINGS)).min(LONGEST_PAUSE);
+    let longest = turn.saturating_mul(8 << turns.min(MOST_DOUBLINGS)).min(LONGEST_PAUSE);
     let micros = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
     Duration::from_micros(RandomState::new().hash_one(turns) % micros.saturating_add(1))
 }

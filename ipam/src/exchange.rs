@@ -16,6 +16,8 @@ const LARGEST_BLOCK: u128 = 64;
 const SHARE: u128 = 2;
 /// How many nodes are expected at least: those that come first must leave room for those that come.
 const FEWEST_NODES: u128 = 8;
+/// Over how many blocks the nodes spread that met at the first.
+const SPREAD: u128 = 256;
 /// Most addresses that are asked back at once.
 const MOST_WANTED: usize = 64;
 
@@ -28,6 +30,8 @@ pub struct Want<'a> {
     pub avoid: &'a BTreeSet<u128>,
     /// How many addresses to ask for at once; by the room there is when not given.
     pub block: Option<u128>,
+    /// A random number when others were quicker: the next block is not the first free one, which they want too.
+    pub spread: Option<u64>,
 }
 
 /// How the pool has to change so that it says what the node needs and knows. Marks addresses in the ledger that are to
@@ -153,12 +157,22 @@ fn claim(
     let room = demand.range.capacity().saturating_sub(after.used(demand.range));
     let size = block(room, after, me, want.block);
     let count = usize::try_from(size).unwrap_or(usize::MAX);
-    let free: Vec<u128> = after.free(demand.range).filter(is_asked_for).take(count).collect();
+    // Where there is little room, there is none to spread in.
+    let blocks = if size == 1 { 1 } else { (room / size).clamp(1, SPREAD) };
+    let skipped = want.spread.map_or(0, |random| u128::from(random) % blocks * size);
+    let free = |skipped| -> Vec<u128> {
+        let free = after.free(demand.range).filter(is_asked_for);
+        free.skip(usize::try_from(skipped).unwrap_or(usize::MAX)).take(count).collect()
+    };
+    let mut free_there = free(skipped);
+    if free_there.is_empty() {
+        free_there = free(0);
+    }
     ledger.block = size;
-    if free.is_empty() {
+    if free_there.is_empty() {
         ask_back(pool, me, demand, change);
     }
-    change.extend(free.into_iter().map(|offset| (offset, mine())));
+    change.extend(free_there.into_iter().map(|offset| (offset, mine())));
 }
 
 /// How many addresses a node asks for: a part of its share of the room, so that blocks shrink to single addresses as

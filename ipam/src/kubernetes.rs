@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,10 +22,10 @@ use crate::pool::{NodeLife, Pool};
 
 const GROUP: &str = "whereabouts.cni.cncf.io";
 const DEFAULT_NAMESPACE: &str = "kube-system";
-/// How long one request may take.
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long one request may take. Whoever gives up on a server that is merely slow, and asks again, makes it slower.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A client of the API server.
 #[derive(Clone)]
@@ -301,10 +302,17 @@ impl Kubernetes {
                 return Err(Error::Api { operation: operation(), message, transient });
             }
             tracing::debug!("{}: {message}; trying again", operation());
-            tokio::time::sleep(pause).await;
+            // Not when all the others do who were refused with us.
+            tokio::time::sleep(random_part(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+/// Between half and all of `pause`.
+fn random_part(pause: Duration) -> Duration {
+    let random = u32::try_from(RandomState::new().hash_one(pause) % 1024).unwrap_or_default();
+    pause / 2 + pause / 2 * random / 1024
 }
 
 fn resource(kind: &str) -> ApiResource {
@@ -315,7 +323,12 @@ fn resource(kind: &str) -> ApiResource {
 fn whole(object: &DynamicObject) -> Value {
     let mut value = object.data.clone();
     if let Some(members) = value.as_object_mut() {
-        members.insert("metadata".to_owned(), json!({"resourceVersion": object.metadata.resource_version}));
+        let metadata = &object.metadata;
+        let managers = metadata.managed_fields.as_ref().map_or(0, Vec::len);
+        members.insert(
+            "metadata".to_owned(),
+            json!({"resourceVersion": metadata.resource_version, "managedFields": vec![Value::Null; managers]}),
+        );
     }
     value
 }

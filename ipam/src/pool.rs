@@ -148,6 +148,8 @@ pub struct Pool {
     pub version: String,
     /// Whether the object has a map of allocations at all.
     pub has_map: bool,
+    /// Whether the API server keeps in the object who wrote which field.
+    pub has_managers: bool,
     /// The entries by offset.
     pub entries: BTreeMap<u128, Entry>,
 }
@@ -168,6 +170,7 @@ impl Pool {
                 .unwrap_or_default()
                 .to_owned(),
             has_map: allocations.is_some(),
+            has_managers: object.pointer("/metadata/managedFields").is_some_and(|list| list != &json!([])),
             entries: allocations.into_iter().flatten().filter_map(entry).collect(),
         }
     }
@@ -180,14 +183,41 @@ impl Pool {
         if !self.has_map {
             operations.push(json!({"op": "add", "path": "/spec/allocations", "value": {}}));
         }
-        operations.extend(change.iter().map(|(offset, entry)| {
-            let path = format!("/spec/allocations/{offset}");
-            match entry {
-                Some(entry) => json!({"op": "add", "path": path, "value": entry}),
-                None => json!({"op": "remove", "path": path}),
-            }
-        }));
+        operations.extend(self.operations(change));
         Value::Array(operations)
+    }
+
+    /// The JSON Patch that makes the change, if the addresses are free, whatever else became of the pool. `None` when the
+    /// change does more than to take free addresses.
+    ///
+    /// An API server holds the test of a member that is not there for `null` (as the library that it uses does, and RFC
+    /// 6902 does not). One that did not would refuse every such patch.
+    #[must_use]
+    pub fn claim(&self, change: &Change) -> Option<Value> {
+        self.is_claim(change).then(|| {
+            let test = |offset| json!({"op": "test", "path": path(offset), "value": null});
+            Value::Array(change.keys().map(test).chain(self.operations(change)).collect())
+        })
+    }
+
+    fn operations(&self, change: &Change) -> Vec<Value> {
+        let operation = |(offset, entry): (&u128, &Option<Entry>)| match entry {
+            Some(entry) => json!({"op": "add", "path": path(offset), "value": entry}),
+            None => json!({"op": "remove", "path": path(offset)}),
+        };
+        let mut operations: Vec<Value> = change.iter().map(operation).collect();
+        // Three records for each entry, which nobody asks for and which take the server longer than the change itself.
+        if self.has_managers {
+            operations.push(json!({"op": "add", "path": "/metadata/managedFields", "value": [{}]}));
+        }
+        operations
+    }
+
+    /// Whether the change does nothing but to take free addresses.
+    #[must_use]
+    pub fn is_claim(&self, change: &Change) -> bool {
+        self.has_map
+            && change.iter().all(|(offset, entry)| entry.is_some() && !self.entries.contains_key(offset))
     }
 
     /// The pool as it is once the change is made.
@@ -223,6 +253,10 @@ impl Pool {
         };
         self.entries.values().filter_map(node).collect()
     }
+}
+
+fn path(offset: &u128) -> String {
+    format!("/spec/allocations/{offset}")
 }
 
 #[cfg(test)]
@@ -272,6 +306,22 @@ mod tests {
                 {"op": "add", "path": "/spec/allocations/5", "value": {"id": "c", "podref": ""}},
             ])
         );
+        assert_eq!(pool.claim(&change), None);
+        let claim = Change::from([(5, Some(Entry { id: "c".into(), ..Entry::default() }))]);
+        assert_eq!(
+            pool.claim(&claim),
+            Some(json!([
+                {"op": "test", "path": "/spec/allocations/5", "value": null},
+                {"op": "add", "path": "/spec/allocations/5", "value": {"id": "c", "podref": ""}},
+            ]))
+        );
+        let known = Pool { has_managers: true, ..pool.clone() };
+        let forget = json!({"op": "add", "path": "/metadata/managedFields", "value": [{}]});
+        for patch in [known.patch(&change), known.claim(&claim).unwrap()] {
+            assert_eq!(patch.as_array().unwrap().last(), Some(&forget));
+        }
+        assert_eq!(pool.claim(&Change::from([(2, Some(Entry::default()))])), None);
+        assert_eq!(Pool::default().claim(&claim), None);
         let after = pool.changed(&change);
         assert!(!after.entries.contains_key(&1) && after.entries.contains_key(&5));
         let range = Range::new("10.0.0.0/29".parse().unwrap(), None, None, &[], None);

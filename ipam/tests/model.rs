@@ -32,12 +32,13 @@ struct Api {
     pool: Pool,
     version: u64,
     /// Writes whose senders gave up waiting. They may still arrive.
-    late: Vec<(u64, Change)>,
+    late: Vec<(Option<u64>, Change)>,
 }
 
 impl Api {
-    fn write(&mut self, version: u64, change: &Change) -> bool {
-        if version != self.version {
+    /// `None` for the version: the change is one that takes free addresses, and is made if they are.
+    fn write(&mut self, version: Option<u64>, change: &Change) -> bool {
+        if version.map_or(!self.pool.is_claim(change), |version| version != self.version) {
             return false;
         }
         self.pool = self.pool.changed(change);
@@ -94,7 +95,7 @@ impl World {
         let mut world = Self {
             range: Range::new(subnet.parse().unwrap(), None, None, &[], None),
             nodes: Vec::new(),
-            api: Api { version: 1, ..Api::default() },
+            api: Api { version: 1, pool: Pool { has_map: true, ..Pool::default() }, ..Api::default() },
             peers: BTreeMap::new(),
             clock: 1_000_000,
             serial: 0,
@@ -132,7 +133,7 @@ impl World {
 
     /// A conversation of a node with the API server, in which anything may fail. True when it came to its end.
     fn exchange(&mut self, at: usize, demand: Option<&Demand<'_>>) -> bool {
-        for _ in 0..3 {
+        for turn in 0..3 {
             if self.nodes[at].partitioned || self.dice.one_in(12) {
                 return false;
             }
@@ -144,7 +145,8 @@ impl World {
             let mut draft = node.ledger.clone();
             draft.mark_surplus(started);
             let none = BTreeSet::new();
-            let want = Want { demand, avoid: &none, block: self.block };
+            let spread = (turn > 0).then(|| self.dice.roll(1 << 20));
+            let want = Want { demand, avoid: &none, block: self.block, spread };
             let change = plan(&mut draft, &read, &node.me, &want, started);
             if self.dice.one_in(15) {
                 return false;
@@ -154,6 +156,8 @@ impl World {
             if self.dice.one_in(3) {
                 self.peer_step();
             }
+            let by_address = turn > 0 && read.is_claim(&change);
+            let version = (!by_address).then_some(version);
             let written = if change.is_empty() { true } else { self.api.write(version, &change) };
             if self.dice.one_in(12) {
                 // The answer is lost, or the request arrives when nobody waits for it any more.
@@ -221,11 +225,11 @@ impl World {
             let Some(offset) = self.api.pool.free(&self.range).next() else { return };
             let name = format!("p{}", self.name());
             let entry = Entry { id: name.clone(), podref: format!("ns/{name}"), ifname: "net1".into() };
-            assert!(self.api.write(version, &Change::from([(offset, Some(entry))])));
+            assert!(self.api.write(Some(version), &Change::from([(offset, Some(entry))])));
             assert_eq!(self.peers.insert(offset, name), None);
         } else if let Some((offset, name)) = self.peers.pop_first() {
             assert_eq!(self.api.pool.entries[&offset].id, name, "a peer's address was taken");
-            assert!(self.api.write(version, &Change::from([(offset, None)])));
+            assert!(self.api.write(Some(version), &Change::from([(offset, None)])));
         }
     }
 
@@ -275,7 +279,7 @@ impl World {
                     change
                 }
             };
-            self.api.write(version, &change);
+            self.api.write(Some(version), &change);
             return;
         }
     }

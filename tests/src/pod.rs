@@ -107,7 +107,7 @@ impl PodSpec {
             "kind": "Pod",
             "metadata": {"name": self.name, "annotations": annotations, "labels": {LABEL.0: LABEL.1}},
             "spec": {
-                "restartPolicy": "Never",
+                "restartPolicy": "OnFailure",
                 "terminationGracePeriodSeconds": 2,
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,

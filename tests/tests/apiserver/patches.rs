@@ -21,6 +21,8 @@ async fn patches_apply_or_are_refused() {
         (MERGE, json!({"metadata": {"name": "b"}}), 400, "BadRequest"),
         (JSON, json!([{"op": "test", "path": "/data/x", "value": "2"}]), 422, "Invalid"),
         (JSON, json!([{"op": "test", "path": "/data/none", "value": "2"}]), 422, "Invalid"),
+        (JSON, json!([{"op": "test", "path": "/data/x", "value": null}]), 422, "Invalid"),
+        (JSON, json!([{"op": "test", "path": "/none/none", "value": null}]), 422, "Invalid"),
         (JSON, json!([{"op": "remove", "path": "/data/none"}]), 422, "Invalid"),
         (JSON, json!([{"op": "add", "path": "/none/none", "value": "2"}]), 422, "Invalid"),
         (JSON, second_fails, 422, "Invalid"),
@@ -48,6 +50,7 @@ async fn patches_apply_or_are_refused() {
     let same = cluster.patch(a, MERGE, &same).await.unwrap();
     assert_eq!(same["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"], "nothing changed");
     let patch = json!([
+        {"op": "test", "path": "/data/y", "value": null},
         {"op": "test", "path": "/metadata/resourceVersion", "value": made["metadata"]["resourceVersion"]},
         {"op": "add", "path": "/data/y", "value": "2"},
         {"op": "remove", "path": "/data/x"},

@@ -57,7 +57,12 @@ impl Patch {
                 json_patch::merge(&mut patched, patch);
             }
             Self::Json(patch) => {
-                json_patch::patch(&mut patched, patch).map_err(|_| Failure::patch_does_not_apply())?;
+                for operation in &patch.0 {
+                    if !holds_for_nothing(operation, &patched) {
+                        json_patch::patch(&mut patched, std::slice::from_ref(operation))
+                            .map_err(|_| Failure::patch_does_not_apply())?;
+                    }
+                }
             }
             Self::Strategic(patch) => {
                 let Value::Object(patch) = patch else {
@@ -68,6 +73,14 @@ impl Patch {
         }
         Ok(patched)
     }
+}
+
+/// kube-apiserver takes what is not there for `null` when it tests, which RFC 6902 does not.
+fn holds_for_nothing(operation: &json_patch::PatchOperation, object: &Value) -> bool {
+    let json_patch::PatchOperation::Test(test) = operation else { return false };
+    let path = test.path.as_str();
+    let parent = path.rsplit_once('/').and_then(|(parent, _)| object.pointer(parent));
+    test.value.is_null() && parent.is_some() && object.pointer(path).is_none()
 }
 
 /// Lists whose items are merged, and the field that identifies an item (`patchMergeKey` of the Go types).
