@@ -52,7 +52,8 @@ mod tests {
     use super::*;
     use crate::allocations::Allocations;
     use crate::config::parse;
-    use crate::discovery::{DefaultRoutes, scan};
+    use crate::discovery::DefaultRoutes;
+    use crate::inventory::Inventory;
     use crate::pool::sort;
 
     #[test]
@@ -65,7 +66,7 @@ mod tests {
             {"resourceName": "all"},
             {"resourceName": "none", "selectors": {"vendors": ["ffff"]}}]}"#;
         let (conf, suspicions) = parse(text, "intel.com").unwrap();
-        let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
+        let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
         let (pools, verdicts) = sort(&conf, &devices, &Allocations::default());
         assert_eq!(
             findings(&conf, &suspicions, &pools, &verdicts),

@@ -18,9 +18,10 @@ use crate::cli::Options;
 use crate::config::{self, Conf, Fault, Resource};
 use crate::device::Device;
 use crate::discovery::{self, DefaultRoutes};
+use crate::inventory::{Inventory, Scope};
 use crate::kubelet::{Endpoint, Granter, Patience, sweep_sockets};
 use crate::pool::{self, Pool};
-use crate::status::{self, Address, Status, View};
+use crate::status::{self, Address, Extent, Status, View};
 use crate::{cdi, device_info};
 
 /// How long events may gather before they are looked at: a change of `sriov_numvfs` makes hundreds.
@@ -49,7 +50,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
     warn_of(&options.config_file, &suspicions);
     let mut ending = Ending::new()?;
     let mut reload = signal(SignalKind::hangup())?;
-    let changes = Changes::new(&options.config_file);
+    let changes = Changes::new(&options.config_file, Sysfs::new(&options.places.sysfs));
     let mut daemon = Daemon::new(options, conf, changes);
     daemon.sweep_sockets();
     if let Some(address) = options.status_address.clone() {
@@ -66,7 +67,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
                 scan_at = Some(Instant::now());
             }
             change = daemon.changes.next() => {
-                daemon.configuration_changed |= change == Change::Configuration;
+                daemon.note(change);
                 scan_at = scan_at.or_else(|| Some(Instant::now() + GATHER));
             }
             () = sleep_until(scan_at.unwrap_or(regular_at).min(regular_at)) => {
@@ -77,6 +78,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
                 }
                 if regular || daemon.configuration_changed {
                     daemon.reload();
+                    daemon.scope = Scope::Everything;
                 }
                 daemon.scan(if regular { KUBELET_REGULAR_LIMIT } else { KUBELET_LIMIT }).await;
                 scan_at = None;
@@ -129,6 +131,9 @@ struct Daemon {
     /// Why the present configuration file is not in use, so that it is said once.
     rejected: Option<String>,
     changes: Changes,
+    /// What the next look has to take in.
+    scope: Scope,
+    inventory: Arc<Inventory>,
     netlink: Option<Netlink>,
     default_routes: DefaultRoutes,
     granter: Arc<Granter>,
@@ -158,6 +163,8 @@ impl Daemon {
             configuration_changed: false,
             rejected: None,
             changes,
+            scope: Scope::Everything,
+            inventory: Arc::default(),
             netlink: None,
             default_routes: DefaultRoutes::new(),
             granter: Arc::new(granter),
@@ -219,19 +226,41 @@ impl Daemon {
         }
     }
 
-    /// Looks at the machine, and tells kubelet what changed.
+    fn note(&mut self, change: Change) {
+        match change {
+            Change::Function(function) => self.scope.add(function),
+            Change::Everything => self.scope = Scope::Everything,
+            Change::Configuration => self.configuration_changed = true,
+        }
+    }
+
+    /// Looks at what may have changed, and tells kubelet what did.
     async fn scan(&mut self, kubelet_limit: Duration) {
         self.ask_kubelet(kubelet_limit).await;
-        self.ask_for_routes().await;
-        let (sysfs, routes) = (self.granter.sysfs.clone(), self.default_routes.clone());
         let started = Instant::now();
-        let scanned = tokio::task::spawn_blocking(move || discovery::scan(&sysfs, &routes)).await;
-        self.granter.metrics.scanned(started.elapsed(), matches!(scanned, Ok(Ok(_))));
+        self.ask_for_routes().await;
+        let scope = std::mem::take(&mut self.scope);
+        let extent = match scope {
+            Scope::Everything => Extent::Everything,
+            Scope::Functions(_) => Extent::Some,
+        };
+        let (sysfs, routes, inventory) =
+            (self.granter.sysfs.clone(), self.default_routes.clone(), self.inventory.clone());
+        let scanned = tokio::task::spawn_blocking(move || inventory.renewed(&sysfs, &routes, &scope)).await;
+        let succeeded = matches!(scanned, Ok(Ok(_)));
         match scanned {
-            Ok(Ok(devices)) => self.publish(devices),
+            Ok(Ok(inventory)) => {
+                self.publish(inventory.devices());
+                self.inventory = Arc::new(inventory);
+            }
             Ok(Err(error)) => tracing::error!(%error, "cannot scan the devices; keeping the old list"),
             Err(error) => tracing::error!(%error, "the scan of the devices failed; keeping the old list"),
         }
+        if !succeeded {
+            // What could not be looked at is not forgotten.
+            self.scope = Scope::Everything;
+        }
+        self.granter.metrics.scanned(extent, started.elapsed(), succeeded);
         self.sweep();
     }
 

@@ -1,4 +1,4 @@
-//! Finds the devices of the machine in sysfs.
+//! Reads the devices of a PCI function from sysfs.
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -30,95 +30,49 @@ pub(crate) async fn default_routes(netlink: &Netlink) -> Result<DefaultRoutes, h
     Ok(names)
 }
 
-/// Every network and accelerator device of the machine, by PCI address and auxiliary name.
-///
-/// A device that goes away or fails while it is looked at is left out: the event that its going made, or the next
-/// scan, puts it right.
-pub(crate) fn scan(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Vec<Arc<Device>>, SysfsError> {
-    let mut functions = Vec::new();
-    for function in sysfs.pci_devices()? {
-        let kind = match function.class().map(|class| class >> 16) {
-            Ok(NETWORK) => DeviceType::NetDevice,
-            Ok(PROCESSING_ACCELERATOR) => DeviceType::Accelerator,
-            Ok(_) => continue,
-            Err(error) => {
-                skipped(&function, &error);
-                continue;
-            }
-        };
-        functions.push((kind, function));
-    }
-    let scan = Scan {
-        sysfs,
-        carriers: carriers(sysfs, default_routes)?,
-        ports: ports(sysfs, &functions),
-        vdpa: vdpa(sysfs)?,
-    };
-    let auxiliary = sysfs.auxiliary_devices()?;
-    let mut devices = Vec::new();
-    for (kind, function) in &functions {
-        match scan.pci(*kind, function) {
-            Ok(device) => devices.push(Arc::new(device)),
-            Err(error) => skipped(function, &error),
-        }
-        let children = auxiliary.iter().filter(|child| child.parent() == function.address());
-        for child in children.filter(|_| *kind == DeviceType::NetDevice) {
-            match scan.auxiliary(function, child) {
-                Ok(device) => devices.push(Arc::new(device)),
-                Err(error) => tracing::warn!(device = child.name(), %error, "left out of this scan"),
-            }
-        }
-    }
-    Ok(devices)
-}
-
-fn skipped(function: &PciDevice, error: &SysfsError) {
-    if function.exists() {
-        tracing::warn!(device = %function.address(), %error, "left out of this scan");
-    }
-}
-
-/// What a VF takes from its PF.
-#[derive(Debug, Clone, Default)]
-struct Port {
+/// What a VF takes from its PF, and a function without PF from itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Port {
     name: Option<String>,
     link_type: Option<String>,
     carrier: Option<bool>,
-    /// VFs that exist.
-    vfs: BTreeMap<PciAddress, u32>,
 }
 
-/// The ports of all functions that can have VFs: read once here, and not once for each VF.
-fn ports(sysfs: &Sysfs, functions: &[(DeviceType, PciDevice)]) -> BTreeMap<PciAddress, Port> {
-    let read = |function: &PciDevice| -> Result<Option<Port>, SysfsError> {
-        // A VF has none of its own, and most functions are VFs.
+/// A function that can have VFs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PhysicalFunction {
+    port: Port,
+    /// The numbers of the VFs that exist.
+    pub(crate) vfs: BTreeMap<PciAddress, u32>,
+}
+
+impl PhysicalFunction {
+    /// Reads it; `None` if the function is none, or is not there.
+    pub(crate) fn read(sysfs: &Sysfs, function: &PciDevice) -> Result<Option<Self>, SysfsError> {
+        // A VF has no VFs of its own, and most functions are VFs.
         if function.physfn()?.is_some() || function.total_vfs()?.is_none() {
             return Ok(None);
         }
-        let mut port = port(sysfs, function.main_netdev()?)?;
-        port.vfs = function.virtfns()?.into_iter().map(|(number, vf)| (vf.address(), number)).collect();
-        Ok(Some(port))
-    };
-    let mut ports = BTreeMap::new();
-    for (_, function) in functions {
-        match read(function) {
-            Ok(Some(port)) => drop(ports.insert(function.address(), port)),
-            Ok(None) => {}
-            Err(error) => skipped(function, &error),
-        }
+        let port = Port::read(sysfs, function.main_netdev()?)?;
+        let vfs = function.virtfns()?.into_iter().map(|(number, vf)| (vf.address(), number)).collect();
+        Ok(Some(Self { port, vfs }))
     }
-    ports
 }
 
-fn port(sysfs: &Sysfs, netdev: Option<String>) -> Result<Port, SysfsError> {
-    let Some(name) = netdev else { return Ok(Port::default()) };
-    let netdev = sysfs.net_device(&name);
-    Ok(Port {
-        link_type: link_type(netdev.hardware_type()?),
-        carrier: netdev.carrier()?,
-        name: Some(name),
-        vfs: BTreeMap::new(),
-    })
+impl Port {
+    fn read(sysfs: &Sysfs, netdev: Option<String>) -> Result<Self, SysfsError> {
+        let Some(name) = netdev else { return Ok(Self::default()) };
+        let netdev = sysfs.net_device(&name);
+        let (link_type, carrier) = (link_type(netdev.hardware_type()?), netdev.carrier()?);
+        Ok(Self { name: Some(name), link_type, carrier })
+    }
+}
+
+/// Says why a function is missing, unless that is because it has gone.
+pub(crate) fn skipped(function: &PciDevice, error: &SysfsError) {
+    if function.exists() {
+        tracing::warn!(device = %function.address(), %error, "left out of this look");
+    }
 }
 
 /// The name that selectors use for an ARP hardware type (`include/uapi/linux/if_arp.h`).
@@ -141,10 +95,13 @@ fn vdpa(sysfs: &Sysfs) -> Result<BTreeMap<PciAddress, VdpaDevice>, SysfsError> {
     Ok(devices)
 }
 
+/// The network devices that default routes go through in the end, and the device that each route names.
+pub(crate) type Carriers = BTreeMap<String, String>;
+
 /// What the network devices of default routes stand on, as a VLAN or bond does; they themselves too. Walked from the
 /// top down: there are fewer of them than of VFs.
-fn carriers(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<BTreeMap<String, String>, SysfsError> {
-    let mut carriers = BTreeMap::new();
+pub(crate) fn carriers(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Carriers, SysfsError> {
+    let mut carriers = Carriers::new();
     for route in default_routes {
         let mut waiting = vec![route.clone()];
         while let Some(name) = waiting.pop() {
@@ -157,30 +114,73 @@ fn carriers(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<BTreeMap<St
     Ok(carriers)
 }
 
-struct Scan<'a> {
+/// Reads the devices of single functions, and holds what is common to all of them.
+pub(crate) struct Reader<'a> {
     sysfs: &'a Sysfs,
-    /// The network devices that default routes go through in the end, and the device that each route names.
-    carriers: BTreeMap<String, String>,
-    ports: BTreeMap<PciAddress, Port>,
+    carriers: &'a Carriers,
+    physical: &'a BTreeMap<PciAddress, PhysicalFunction>,
     vdpa: BTreeMap<PciAddress, VdpaDevice>,
+    auxiliary: BTreeMap<PciAddress, Vec<AuxiliaryDevice>>,
 }
 
-impl Scan<'_> {
+impl<'a> Reader<'a> {
+    pub(crate) fn new(
+        sysfs: &'a Sysfs,
+        carriers: &'a Carriers,
+        physical: &'a BTreeMap<PciAddress, PhysicalFunction>,
+    ) -> Result<Self, SysfsError> {
+        let mut auxiliary: BTreeMap<PciAddress, Vec<AuxiliaryDevice>> = BTreeMap::new();
+        for child in sysfs.auxiliary_devices()? {
+            auxiliary.entry(child.parent()).or_default().push(child);
+        }
+        Ok(Self { sysfs, carriers, physical, vdpa: vdpa(sysfs)?, auxiliary })
+    }
+
+    /// The devices of a function: itself and what stands on it. None if it is not there, or of no class that matters.
+    ///
+    /// A device that goes away or fails while it is looked at is left out: the event that its going made, or the next
+    /// look at everything, puts it right.
+    pub(crate) fn devices(&self, function: &PciDevice) -> Vec<Arc<Device>> {
+        let kind = match function.class().map(|class| class >> 16) {
+            Ok(NETWORK) => DeviceType::NetDevice,
+            Ok(PROCESSING_ACCELERATOR) => DeviceType::Accelerator,
+            Ok(_) => return Vec::new(),
+            Err(error) => {
+                skipped(function, &error);
+                return Vec::new();
+            }
+        };
+        let mut devices = Vec::new();
+        match self.pci(kind, function) {
+            Ok(device) => devices.push(Arc::new(device)),
+            Err(error) => skipped(function, &error),
+        }
+        let children = self.auxiliary.get(&function.address()).filter(|_| kind == DeviceType::NetDevice);
+        for child in children.into_iter().flatten() {
+            match self.auxiliary(function, child) {
+                Ok(device) => devices.push(Arc::new(device)),
+                Err(error) => tracing::warn!(device = child.name(), %error, "left out of this look"),
+            }
+        }
+        devices
+    }
+
     fn pci(&self, kind: DeviceType, function: &PciDevice) -> Result<Device, SysfsError> {
         let address = function.address();
         let netdevs = function.netdevs()?;
         let pf = function.physfn()?.map_or(address, |pf| pf.address());
-        let port = match self.ports.get(&pf) {
-            Some(port) => port.clone(),
-            None => port(self.sysfs, function.main_netdev()?)?,
+        let physical = self.physical.get(&pf);
+        let port = match physical {
+            Some(physical) => physical.port.clone(),
+            None => Port::read(self.sysfs, function.main_netdev()?)?,
         };
         let mut device = self.common(kind, function, pf, port, netdevs)?;
-        device.number = self.ports.get(&pf).and_then(|port| port.vfs.get(&address)).copied();
+        device.number = physical.and_then(|physical| physical.vfs.get(&address)).copied();
         device.driver = function.driver()?;
         device.acpi_index = function.acpi_index()?;
         device.rdma = function.rdma_devices()?;
         device.vdpa = self.vdpa.get(&address).cloned();
-        let vfs = self.ports.get(&address).map_or(0, |port| port.vfs.len());
+        let vfs = physical.filter(|_| pf == address).map_or(0, |physical| physical.vfs.len());
         if vfs > 0 {
             device.obstacles.push(Obstacle::HasVfs(u32::try_from(vfs).unwrap_or(u32::MAX)));
         }
@@ -189,9 +189,9 @@ impl Scan<'_> {
 
     fn auxiliary(&self, parent: &PciDevice, child: &AuxiliaryDevice) -> Result<Device, SysfsError> {
         let address = parent.address();
-        let port = match self.ports.get(&address) {
-            Some(port) => port.clone(),
-            None => port(self.sysfs, parent.main_netdev()?)?,
+        let port = match self.physical.get(&address) {
+            Some(physical) => physical.port.clone(),
+            None => Port::read(self.sysfs, parent.main_netdev()?)?,
         };
         let mut device = self.common(DeviceType::AuxNetDevice, parent, address, port, child.netdevs()?)?;
         child.name().clone_into(&mut device.id);
@@ -262,9 +262,10 @@ mod tests {
     use host::sysfs::fake::FakeSysfs;
 
     use super::*;
+    use crate::inventory::Inventory;
 
     fn scanned(fake: &FakeSysfs) -> Vec<Arc<Device>> {
-        scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap()
+        Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices()
     }
 
     fn find<'a>(devices: &'a [Arc<Device>], id: &str) -> &'a Device {
@@ -378,7 +379,7 @@ mod tests {
         std::os::unix::fs::symlink("../port", fake.root().join("class/net/bond0/lower_port")).unwrap();
         std::os::unix::fs::symlink("../trunk", fake.root().join("class/net/trunk.7/lower_trunk")).unwrap();
         let routes = DefaultRoutes::from(["mgmt".to_owned(), "trunk.7".to_owned()]);
-        let devices = scan(&fake.sysfs(), &routes).unwrap();
+        let devices = Inventory::read(&fake.sysfs(), &routes).unwrap().devices();
         let obstacles: Vec<String> =
             devices.iter().flat_map(|device| &device.obstacles).map(Obstacle::to_string).collect();
         assert_eq!(

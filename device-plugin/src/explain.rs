@@ -187,7 +187,8 @@ mod tests {
 
     use super::*;
     use crate::config::parse;
-    use crate::discovery::{DefaultRoutes, scan};
+    use crate::discovery::DefaultRoutes;
+    use crate::inventory::Inventory;
     use crate::pool::sort;
 
     #[test]
@@ -202,7 +203,7 @@ mod tests {
             {"resourceName": "dpdk", "selectors": {"drivers": ["vfio-pci"]}}]}"#;
         let (conf, _) = parse(conf, "intel.com").unwrap();
         let held = Allocations::with("intel.com/dpdk", &["0000:3b:10.2", "0000:3b:10.6"]);
-        let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
+        let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
         let (pools, verdicts) = sort(&conf, &devices, &held);
         let report = Report::new(&conf, &pools, verdicts, &held);
         let expected = "\

@@ -67,7 +67,8 @@ mod tests {
 
     use super::*;
     use crate::config::parse;
-    use crate::discovery::{DefaultRoutes, scan};
+    use crate::discovery::DefaultRoutes;
+    use crate::inventory::Inventory;
     use crate::pool::sort;
 
     #[test]
@@ -82,7 +83,7 @@ mod tests {
             fake.pci(id).driver(driver).iommu_group(group);
         }
         let (conf, _) = parse(r#"{"resourceList": [{"resourceName": "a"}]}"#, "intel.com").unwrap();
-        let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
+        let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
         let pool = sort(&conf, &devices, &Allocations::default()).0.remove(0);
         // What is asked for, what another container holds, and which device stands in the way.
         for (asked, held, blocked) in [

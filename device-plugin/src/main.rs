@@ -12,6 +12,7 @@ mod device;
 mod device_info;
 mod discovery;
 mod explain;
+mod inventory;
 mod iommu;
 mod kubelet;
 mod placement;
@@ -31,6 +32,7 @@ use tracing_subscriber::EnvFilter;
 use allocations::Allocations;
 use cli::{Options, Output, Task};
 use config::Fault;
+use inventory::Inventory;
 use status::View;
 
 /// As Go's `flag` package ends a program whose command line it cannot understand.
@@ -119,7 +121,7 @@ impl Look {
     async fn take(options: &Options) -> Result<Self, Error> {
         let (conf, suspicions) = config::load(&options.config_file, &options.resource_prefix)?;
         let routes = discovery::default_routes(&Netlink::connect()?).await?;
-        let devices = discovery::scan(&Sysfs::new(&options.places.sysfs), &routes)?;
+        let devices = Inventory::read(&Sysfs::new(&options.places.sysfs), &routes)?.devices();
         // Without a kubelet nothing is held.
         let allocations = Allocations::read(&options.places.pod_resources_socket()).await.unwrap_or_default();
         let view = View { conf: Arc::new(conf), devices, allocations, scanned: Instant::now() };

@@ -116,7 +116,8 @@ mod tests {
 
     use crate::allocations::Allocations;
     use crate::config::parse;
-    use crate::discovery::{DefaultRoutes, scan};
+    use crate::discovery::DefaultRoutes;
+    use crate::inventory::Inventory;
     use crate::pool::{Pool, sort};
 
     /// Two PFs, the first with two VFs and the second with three; `grouped` puts VFs into IOMMU group 1.
@@ -134,7 +135,7 @@ mod tests {
         }
         let text = format!(r#"{{"resourceList": [{{"resourceName": "a", "placement": "{placement}"}}]}}"#);
         let (conf, _) = parse(&text, "intel.com").unwrap();
-        let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
+        let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
         sort(&conf, &devices, &Allocations::default()).0.remove(0)
     }
 

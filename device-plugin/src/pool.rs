@@ -216,7 +216,8 @@ mod tests {
 
     use super::*;
     use crate::config::parse;
-    use crate::discovery::{DefaultRoutes, scan};
+    use crate::discovery::DefaultRoutes;
+    use crate::inventory::Inventory;
 
     fn fake_nic(vfs: u32) -> FakeSysfs {
         let fake = FakeSysfs::new();
@@ -232,7 +233,7 @@ mod tests {
 
     fn sorted(fake: &FakeSysfs, conf: &str, allocations: &Allocations) -> (Vec<Pool>, Vec<Verdict>) {
         let (conf, _) = parse(&format!("{{\"resourceList\": [{conf}]}}"), "intel.com").unwrap();
-        sort(&conf, &scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap(), allocations)
+        sort(&conf, &Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices(), allocations)
     }
 
     fn names(pool: &Pool) -> Vec<&str> {
@@ -303,7 +304,8 @@ mod tests {
     fn a_device_in_use_needs_the_override() {
         let fake = FakeSysfs::new();
         fake.pci("0000:3b:00.0").driver("igb").netdev("mgmt");
-        let devices = || scan(&fake.sysfs(), &DefaultRoutes::from(["mgmt".to_owned()])).unwrap();
+        let routes = DefaultRoutes::from(["mgmt".to_owned()]);
+        let devices = || Inventory::read(&fake.sysfs(), &routes).unwrap().devices();
         for (conf, offered) in [
             (r#"{"resourceList": [{"resourceName": "a"}]}"#, 0),
             (r#"{"resourceList": [{"resourceName": "a", "offerInUse": true}]}"#, 1),

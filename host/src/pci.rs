@@ -1,6 +1,7 @@
 //! PCI addresses, as sysfs, kubelet and every configuration file of the field write them.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -27,6 +28,13 @@ impl PciAddress {
     #[must_use]
     pub fn domain(&self) -> u32 {
         self.domain
+    }
+
+    /// The function that the device at a sysfs path is, or stands below: the last address in the path. `None` for
+    /// devices that are on no PCI bus.
+    #[must_use]
+    pub fn in_path(path: &Path) -> Option<Self> {
+        path.iter().rev().find_map(|part| part.to_str().and_then(parse))
     }
 
     /// Bus, device and function as one number, by which functions of a domain are counted (PCI Express
@@ -118,6 +126,24 @@ mod tests {
     fn is_written_in_lower_case() {
         let address: PciAddress = "0000:AF:06.1".parse().unwrap();
         assert_eq!(address.to_string(), "0000:af:06.1");
+    }
+
+    #[test]
+    fn a_path_leads_to_the_last_function_in_it() {
+        for (path, function) in [
+            ("/devices/pci0000:00/0000:00:01.0/0000:01:10.0", Some("0000:01:10.0")),
+            ("/devices/pci0000:00/0000:00:01.0/0000:01:00.0/net/eth3", Some("0000:01:00.0")),
+            ("../../devices/pci0000:00/0000:00:03.0/virtio1/net/eth0", Some("0000:00:03.0")),
+            (
+                "/devices/pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0",
+                Some("10000:e1:00.0"),
+            ),
+            ("/devices/virtual/net/veth0", None),
+            ("", None),
+        ] {
+            let found = PciAddress::in_path(Path::new(path)).map(|address| address.to_string());
+            assert_eq!(found.as_deref(), function, "{path}");
+        }
     }
 
     proptest! {

@@ -6,12 +6,15 @@
 //! namespace that owns the device.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::{fmt, io};
 
 use netlink_sys::protocols::NETLINK_KOBJECT_UEVENT;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::PciAddress;
 
 /// The group of the kernel's own messages; udev's go to group 2.
 const KERNEL: u32 = 1;
@@ -44,6 +47,12 @@ impl Uevent {
     #[must_use]
     pub fn subsystem(&self) -> &str {
         self.properties.get("SUBSYSTEM").map_or("", String::as_str)
+    }
+
+    /// The PCI function that the event's device is or stands below; `None` for devices on no PCI bus.
+    #[must_use]
+    pub fn function(&self) -> Option<PciAddress> {
+        PciAddress::in_path(Path::new(&self.devpath))
     }
 
     fn parse(message: &[u8]) -> Option<Self> {
@@ -109,6 +118,30 @@ impl fmt::Debug for Uevents {
     }
 }
 
+/// Has the kernel tell an event that did not happen to all who listen in the network namespace of the calling thread
+/// (`uevent_net_rcv_skb()` in `lib/kobject_uevent.c`, since Linux 4.17): what a fake tree cannot do by itself.
+///
+/// # Errors
+/// The caller lacks `CAP_SYS_ADMIN` in the user namespace that owns the network namespace.
+#[cfg(any(test, feature = "fake"))]
+pub fn pretend(action: &str, devpath: &str, subsystem: &str) -> io::Result<()> {
+    // `NLMSG_MIN_TYPE` and `NLM_F_REQUEST` of `include/uapi/linux/netlink.h`: less is not looked at.
+    const MIN_TYPE: u16 = 0x10;
+    const REQUEST: u16 = 1;
+    const HEADER: usize = 16;
+    let text = format!(
+        "{action}@{devpath}\0ACTION={action}\0DEVPATH={devpath}\0SUBSYSTEM={subsystem}\0"
+    );
+    let length = u32::try_from(HEADER + text.len()).map_err(io::Error::other)?;
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend([MIN_TYPE, REQUEST].into_iter().flat_map(u16::to_ne_bytes));
+    message.resize(HEADER, 0);
+    message.extend(text.as_bytes());
+    let mut socket = netlink_sys::Socket::new(NETLINK_KOBJECT_UEVENT)?;
+    socket.bind_auto()?;
+    socket.send_to(&message, &SocketAddr::new(0, 0), 0).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -125,6 +158,7 @@ mod tests {
         assert_eq!((event.action.as_str(), event.subsystem()), ("bind", "pci"));
         assert_eq!(event.devpath, "/devices/pci0000:00/0000:3b:10.0");
         assert_eq!(event.properties["PCI_SLOT_NAME"], "0000:3b:10.0");
+        assert_eq!(event.function().unwrap().to_string(), "0000:3b:10.0");
         // udev's own messages begin with "libudev" and a binary header.
         for other in [b"libudev\0\xfe\xed\xca\xfe".as_slice(), b"", b"\xff@/x", b"add"] {
             assert_eq!(Uevent::parse(other), None);
@@ -147,6 +181,24 @@ mod tests {
             };
             let event = tokio::time::timeout(Duration::from_secs(5), told).await.unwrap();
             assert_eq!((event.action.as_str(), event.subsystem()), ("add", "net"));
+        });
+    }
+
+    #[test]
+    fn a_pretended_event_is_told_as_a_real_one() {
+        in_new_netns(|| async {
+            let mut uevents = Uevents::subscribe().unwrap();
+            pretend("bind", "/devices/pci0000:00/0000:3b:10.0", "pci").unwrap();
+            let told = async {
+                loop {
+                    match uevents.next().await.unwrap() {
+                        Some(event) if event.devpath.ends_with("0000:3b:10.0") => return event,
+                        _ => {}
+                    }
+                }
+            };
+            let event = tokio::time::timeout(Duration::from_secs(5), told).await.unwrap();
+            assert_eq!((event.action.as_str(), event.subsystem()), ("bind", "pci"));
         });
     }
 }

@@ -3,7 +3,8 @@ use host::sysfs::fake::FakeSysfs;
 use super::*;
 use crate::allocations::Allocations;
 use crate::config::parse;
-use crate::discovery::{DefaultRoutes, scan};
+use crate::discovery::DefaultRoutes;
+use crate::inventory::Inventory;
 use crate::pool::sort;
 
 /// The only pool of a configuration, with the devices of the tree.
@@ -12,7 +13,7 @@ fn pool(fake: &FakeSysfs, entry: &str) -> Pool {
         r#"{{"resourceList": [{{"resourceName": "a-b", "resourcePrefix": "example.com", {entry}}}]}}"#
     );
     let (conf, _) = parse(&text, "intel.com").unwrap();
-    let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
+    let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
     sort(&conf, &devices, &Allocations::default()).0.remove(0)
 }
 

@@ -20,7 +20,8 @@ use super::{Endpoint, Granter, Patience};
 use crate::allocations::Allocations;
 use crate::config::parse;
 use crate::device_info;
-use crate::discovery::{DefaultRoutes, scan};
+use crate::discovery::DefaultRoutes;
+use crate::inventory::Inventory;
 use crate::places::Places;
 use crate::pool::{Pool, sort};
 
@@ -104,7 +105,7 @@ impl Node {
 
 fn pool(fake: &FakeSysfs) -> Pool {
     let (conf, _) = parse(r#"{"resourceList": [{"resourceName": "vfs"}]}"#, "intel.com").unwrap();
-    let devices = scan(&fake.sysfs(), &DefaultRoutes::new()).unwrap();
+    let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
     sort(&conf, &devices, &Allocations::default()).0.remove(0)
 }
 

@@ -7,6 +7,14 @@ use std::time::Duration;
 use super::exposition::{Exposition, Histogram};
 use crate::config::Resource;
 
+/// How many of the devices a look took in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    Everything,
+    /// Those that an event can have changed.
+    Some,
+}
+
 /// Counters, shared by all that do something worth counting.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics(Mutex<Counts>);
@@ -14,7 +22,8 @@ pub(crate) struct Metrics(Mutex<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     resources: BTreeMap<Resource, Serving>,
-    scans: Histogram,
+    full_scans: Histogram,
+    partial_scans: Histogram,
     failed_scans: u64,
     reloads: u64,
     rejected: u64,
@@ -68,9 +77,12 @@ impl Metrics {
     }
 
     /// The devices have been looked at.
-    pub(crate) fn scanned(&self, took: Duration, succeeded: bool) {
+    pub(crate) fn scanned(&self, extent: Extent, took: Duration, succeeded: bool) {
         let mut counts = self.counts();
-        counts.scans.record(took);
+        match extent {
+            Extent::Everything => counts.full_scans.record(took),
+            Extent::Some => counts.partial_scans.record(took),
+        }
         counts.failed_scans += u64::from(!succeeded);
     }
 
@@ -124,8 +136,13 @@ impl Metrics {
         for (resource, serving) in &resources {
             family.sample(&[("resource", resource)], serving.listeners);
         }
-        text.histogram("sriov_device_plugin_scan_duration_seconds", "How long looks at the devices took.")
-            .distribution(&[], &counts.scans);
+        let mut family = text.histogram(
+            "sriov_device_plugin_scan_duration_seconds",
+            "How long looks at the devices took, until the lists were renewed.",
+        );
+        for (extent, scans) in [("all", &counts.full_scans), ("some", &counts.partial_scans)] {
+            family.distribution(&[("devices", extent)], scans);
+        }
         text.counter("sriov_device_plugin_scan_failures_total", "Looks at the devices that failed.")
             .sample(&[], counts.failed_scans);
         text.counter("sriov_device_plugin_config_reloads_total", "Changed configurations taken into use.")

@@ -21,7 +21,7 @@ use crate::pool;
 use exposition::Exposition;
 use server::Page;
 
-pub(crate) use metrics::Metrics;
+pub(crate) use metrics::{Extent, Metrics};
 pub(crate) use server::{Address, serve};
 
 /// How old the newest look at the devices may be in a healthy process, which looks every 30 s.

@@ -90,6 +90,12 @@ impl FakeSysfs {
         for entry in fs::read_dir(path.join("net")).into_iter().flatten().flatten() {
             let _ = fs::remove_file(self.root().join("class/net").join(entry.file_name()));
         }
+        for entry in fs::read_dir(path.join("physfn")).into_iter().flatten().flatten() {
+            let is_link = entry.file_name().to_string_lossy().starts_with("virtfn");
+            if is_link && fs::read_link(entry.path()).is_ok_and(|target| target.ends_with(address)) {
+                fs::remove_file(entry.path()).expect("the PF's link");
+            }
+        }
         fs::remove_dir_all(&path).expect("a device directory");
         fs::remove_file(self.root().join("bus/pci/devices").join(address)).expect("a bus link");
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Result, attribute, link_name, names_in};
+use super::{Result, SysfsError, attribute, link_name, names_in};
 use crate::PciAddress;
 
 /// A network device. Only those of the namespace that sysfs was mounted in can be seen.
@@ -28,6 +28,19 @@ impl NetDevice {
     /// The link cannot be read.
     pub fn pci_address(&self) -> Result<Option<PciAddress>> {
         Ok(link_name(&self.path.join("device"))?.and_then(|name| name.parse().ok()))
+    }
+
+    /// The PCI function that the device stands below, at whatever distance: a virtio or auxiliary device may be
+    /// between. `None` for a virtual device, and for one that is not there.
+    ///
+    /// # Errors
+    /// The link cannot be read.
+    pub fn function(&self) -> Result<Option<PciAddress>> {
+        match std::fs::read_link(&self.path) {
+            Ok(target) => Ok(PciAddress::in_path(&target)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SysfsError::Read { path: self.path.clone(), source }),
+        }
     }
 
     /// The name of the port in the NIC's own terms: `p0` for an uplink, `pf0vf3` for a representor.
