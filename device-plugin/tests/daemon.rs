@@ -63,6 +63,15 @@ impl Node {
         command
     }
 
+    /// The program in a network namespace of its own, where nothing happens but what [`Plugin::announce`] says.
+    fn isolated(&self) -> Command {
+        let plain = self.command(&[]);
+        let mut command = Command::new("unshare");
+        command.arg("--net").arg(plain.get_program()).args(plain.get_args());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
@@ -96,6 +105,16 @@ impl List {
         let list = timeout(SOON, self.0.message()).await.unwrap().unwrap().unwrap();
         list.devices.into_iter().map(|device| format!("{} {}", device.id, device.health)).collect()
     }
+
+    /// The next list of so many devices.
+    async fn until(&mut self, count: usize) -> Vec<String> {
+        loop {
+            let list = self.next().await;
+            if list.len() == count {
+                return list;
+            }
+        }
+    }
 }
 
 struct Plugin(Child);
@@ -104,6 +123,13 @@ impl Plugin {
     fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// Has the kernel tell it of an event of a function of the fake tree.
+    fn announce(&self, action: &str, address: &str, below: &str, subsystem: &str) {
+        let netns = host::Netns::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        let devpath = format!("/devices/pci0000:00/{address}{below}");
+        netns.run(|| host::uevent::pretend(action, &devpath, subsystem)).unwrap().unwrap();
     }
 
     /// Stops it as a container runtime does; its log.
@@ -143,6 +169,40 @@ async fn vfs_that_come_and_go_reach_kubelet() {
     assert!(log.contains("the PF has no carrier"), "{log}");
     assert!(!node.socket("vfs").exists());
     assert!(list.0.message().await.is_ok_and(|end| end.is_none()), "the stream ends in order");
+}
+
+#[tokio::test]
+async fn events_alone_keep_the_list_true() {
+    let node = Node::new();
+    node.configure(r#"{"resourceList": [{"resourceName": "vfs", "selectors": {"drivers": ["igbvf"], "pfNames": ["ens1f0"]}}]}"#);
+    let plugin = Plugin(node.isolated().spawn().unwrap());
+    let mut list = node.list("vfs").await;
+    assert_eq!(list.next().await, ["0000:3b:10.0 Healthy"]);
+    let pf = "0000:3b:00.0";
+    // numvfs 2 -> 0 -> 7
+    for number in 0..2 {
+        node.fake.remove(&format!("0000:3b:10.{number}"));
+        plugin.announce("remove", &format!("0000:3b:10.{number}"), "", "pci");
+    }
+    assert_eq!(list.next().await, [""; 0]);
+    for number in 0..7 {
+        node.add_vf(number, "igbvf");
+        plugin.announce("bind", &format!("0000:3b:10.{number}"), "", "pci");
+    }
+    assert_eq!(list.until(7).await[6], "0000:3b:10.6 Healthy");
+    node.fake.pci("0000:3b:10.6").driver("vfio-pci");
+    plugin.announce("bind", "0000:3b:10.6", "", "pci");
+    assert_eq!(list.next().await.len(), 6);
+    node.fake.pci(pf).net_attribute("ens1f0", "carrier", "0");
+    plugin.announce("change", pf, "/net/ens1f0", "net");
+    assert!(list.next().await.iter().all(|device| device.ends_with("Unhealthy")));
+    let net = node.fake.root().join("devices/pci0000:00").join(pf).join("net/ens1f0");
+    fs::remove_dir_all(net).unwrap();
+    fs::remove_file(node.fake.root().join("class/net/ens1f0")).unwrap();
+    node.fake.pci(pf).netdev("wan0");
+    plugin.announce("move", pf, "/net/wan0", "net");
+    assert_eq!(list.next().await, [""; 0], "no PF has the name that the pool asks for");
+    plugin.stop();
 }
 
 #[tokio::test]

@@ -129,9 +129,7 @@ pub fn pretend(action: &str, devpath: &str, subsystem: &str) -> io::Result<()> {
     const MIN_TYPE: u16 = 0x10;
     const REQUEST: u16 = 1;
     const HEADER: usize = 16;
-    let text = format!(
-        "{action}@{devpath}\0ACTION={action}\0DEVPATH={devpath}\0SUBSYSTEM={subsystem}\0"
-    );
+    let text = format!("{action}@{devpath}\0ACTION={action}\0DEVPATH={devpath}\0SUBSYSTEM={subsystem}\0");
     let length = u32::try_from(HEADER + text.len()).map_err(io::Error::other)?;
     let mut message = length.to_ne_bytes().to_vec();
     message.extend([MIN_TYPE, REQUEST].into_iter().flat_map(u16::to_ne_bytes));

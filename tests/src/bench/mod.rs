@@ -6,6 +6,7 @@
 
 mod attach;
 mod call;
+mod devices;
 mod ipam;
 mod lease;
 mod networks;
@@ -32,6 +33,8 @@ pub enum Bench {
     MultusThick,
     /// `whereabouts` ADD by many nodes, against a lease for each ADD; needs an API server (`--kubeconfig`).
     Ipam,
+    /// `sriov-device-plugin` on fake trees of up to 2048 VFs, against the bare reading of their files; needs root.
+    DevicePlugin,
     /// `multus` with delegates that do nothing, against a stand-in for the API server; needs root.
     Multus,
 }
@@ -97,6 +100,9 @@ pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
         Bench::Ipam => {
             let copied = options.copied_to(folder.path(), &["whereabouts"], &["host-local"])?;
             ipam::measure(&copied, &folder.path().join("ledgers"))
+        }
+        Bench::DevicePlugin => {
+            devices::measure(&options.copied_to(folder.path(), &["sriov-device-plugin"], &[])?)
         }
         Bench::Multus => {
             let multus = Started { program: "multus", wall: 0.5, size: 6.0 };

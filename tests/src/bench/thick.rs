@@ -314,7 +314,7 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 /// A network namespace that lives as long as the value.
-fn new_netns() -> Result<Netns> {
+pub(super) fn new_netns() -> Result<Netns> {
     let make = || -> Result<Netns> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
         Ok(Netns::current()?)
