@@ -66,7 +66,7 @@ pub(super) async fn write_traffic<'a>(devices: impl Iterator<Item = &'a Device>,
 async fn counters(pf: &str) -> Result<Vec<(u32, VfCounters)>, host::netlink::Error> {
     let netlink = Netlink::connect()?;
     match netlink.link_by_name(pf).await? {
-        Some(link) => netlink.vf_counters(link.index).await,
+        Some(link) => Netlink::vf_counters(link.index).await,
         None => Ok(Vec::new()),
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod ext_ack;
 mod frame;
+mod large;
 mod link;
 mod route;
 mod vf;
