@@ -65,20 +65,26 @@ impl Machine {
         self.fake.root().join("bus/pci/devices").join(address).exists()
     }
 
-    fn plug_pf(&self, pf: usize) {
-        if !self.has(PFS[pf]) {
+    fn plug_pf(&self, pf: usize) -> bool {
+        let is_new = !self.has(PFS[pf]);
+        if is_new {
             self.fake.pci(PFS[pf]).driver("igb").sriov(7).netdev(&format!("eth{pf}"));
         }
+        is_new
     }
 
+    /// The VF, and its PF if that is new too.
     fn plug(&self, pf: usize, number: u32) -> Vec<String> {
-        self.plug_pf(pf);
         let address = vf(pf, number);
+        let mut said = vec![address.clone()];
+        if self.plug_pf(pf) {
+            said.push(PFS[pf].to_owned());
+        }
         if !self.has(&address) {
             self.fake.pci(&address).vf_of(PFS[pf], number).driver("igbvf");
             self.fake.pci(&address).netdev(&format!("eth{pf}v{number}"));
         }
-        vec![address]
+        said
     }
 
     /// Makes it happen; the functions of the events.

@@ -22,6 +22,9 @@ use super::tree::Tree;
 /// How long the plugin may take for anything.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a look may let itself be waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a look at the devices took in, as the plugin's metrics have it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Extent {
@@ -102,22 +105,21 @@ impl Plugin {
 
     /// How long the look took that `cause` leads to.
     pub(super) fn look(&self, extent: Extent, cause: impl Fn() -> Result<()>) -> Result<Duration> {
+        let deadline = Instant::now() + LIMIT;
         loop {
             let (count, sum) = self.looks(extent)?;
             cause()?;
-            let deadline = Instant::now() + LIMIT;
-            loop {
-                let (now, total) = self.looks(extent)?;
-                if now == count + 1 {
-                    return Ok(Duration::from_secs_f64((total - sum).max(0.0)));
-                }
-                // A regular look came at the same time, so that the time is that of two.
-                if now > count {
-                    break;
-                }
-                ensure!(Instant::now() < deadline, "the plugin did not look in {LIMIT:?}");
-                std::thread::sleep(Duration::from_millis(5));
+            let patience = Instant::now() + PATIENCE;
+            let mut now = (count, sum);
+            while now.0 == count && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(20));
+                now = self.looks(extent)?;
             }
+            // A regular look at the same time adds one to the count, or takes the place of the other.
+            if now.0 == count + 1 {
+                return Ok(Duration::from_secs_f64((now.1 - sum).max(0.0)));
+            }
+            ensure!(Instant::now() < deadline, "the plugin did not look in {LIMIT:?}");
         }
     }
 
