@@ -10,8 +10,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use dlmalloc::GlobalDlmalloc;
 use host::netlink::{VfSetting, VfVlan};
 use host::{MacAddress, Netlink, Netns, PciAddress, Sysfs};
+
+/// As in `sriov`: what is compared is the work, not the allocator.
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 const USAGE: &str = "usage: podrail-floor netdevice-add PF VF NETDEV NETNS IFNAME VLAN MAC
        podrail-floor netdevice-del PF VF NETDEV NETNS IFNAME ADMIN-MAC MAC
