@@ -380,6 +380,7 @@ impl FromStr for VfLinkState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::in_new_netns;
 
     fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
         let length = u16::try_from(value.len() + 4).unwrap();
@@ -419,6 +420,20 @@ mod tests {
         };
         assert_eq!(parse_list(&attr(IFLA_VF_INFO, &info)), [(7, expected)]);
         assert_eq!(parse_list(&attr(IFLA_VF_INFO, &[])), [(0, VfSettings::default())]);
+    }
+
+    #[test]
+    fn a_pf_is_read_by_either_of_its_names_and_may_have_no_vfs() {
+        in_new_netns(async || {
+            let netlink = Netlink::connect().unwrap();
+            assert_eq!(netlink.pf("pf0").await.unwrap(), None);
+            netlink.add_veth("pf0", "peer").await.unwrap();
+            let link = netlink.link_by_name("pf0").await.unwrap().unwrap();
+            let long = "a-name-that-is-longer-than-fifteen-bytes";
+            netlink.add_altname(link.index, long).await.unwrap();
+            let (found, vfs) = netlink.pf(long).await.unwrap().unwrap();
+            assert_eq!((found.index, found.name, vfs), (link.index, link.name, vec![]));
+        });
     }
 
     #[test]
