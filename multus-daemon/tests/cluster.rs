@@ -225,8 +225,8 @@ fn memory_and_files_stay_where_they_are() {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         (files, resident.trim().trim_end_matches(" kB").parse::<usize>().unwrap())
     };
-    let calls: usize = std::env::var("PODRAIL_SOAK").map_or(300, |calls| calls.parse().unwrap());
-    rounds(50);
+    let calls: usize = std::env::var("PODRAIL_SOAK").map_or(120, |calls| calls.parse().unwrap());
+    rounds(20);
     let before = measure();
     rounds(calls / 2);
     let after = measure();
