@@ -186,7 +186,10 @@ async fn answer(
                     action: kind,
                     secondary: None,
                 };
-                if let Err(error) = recorder.publish(&event, &request.object_ref(&())).await {
+                // The object is in no namespace, but its events have to be in one, and older servers take this one alone.
+                let mut about = request.object_ref(&());
+                about.namespace = Some("default".to_owned());
+                if let Err(error) = recorder.publish(&event, &about).await {
                     tracing::warn!("{name}: no event is told of it: {error}");
                 }
                 return;
