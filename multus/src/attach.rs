@@ -23,6 +23,8 @@ use crate::node::Node;
 use crate::record::Records;
 use crate::routes::DefaultRoutes;
 use crate::status;
+use crate::undeclared::{self, Policy, Undeclared};
+use crate::vlan;
 
 /// How long the default network may take to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(45);
@@ -63,11 +65,33 @@ pub async fn add_with(
         kubernetes.tell(pod, &Event { kind: EventKind::Warning, reason: "NoNetworkFound", message }).await;
     }
     let wanted = wanted?;
+    check_capabilities(conf, kubernetes.zip(pod.as_ref()), &wanted).await?;
     let mut devices = devices(node, pod.as_ref(), &wanted).await?;
     let sandbox = Sandbox { request, pod: pod.as_ref(), runtime_config: &conf.runtime_config, node };
     let delegates = sandbox.delegates(wanted, &mut devices)?;
     let attach = Attach { node, conf, request, delegates, routes: DefaultRoutes::default() };
     attach.run(kubernetes.zip(pod.as_ref())).await
+}
+
+/// Holds against the pod, by the node's policy, what it asks for without a plugin to see to it.
+pub(crate) async fn check_capabilities(
+    conf: &Conf,
+    pod: Option<(&Kubernetes, &Pod)>,
+    wanted: &[Wanted],
+) -> Result<(), Error> {
+    for Undeclared { network, capabilities } in undeclared::undeclared(wanted) {
+        let error = Error::Undeclared { network, capabilities: capabilities.join(", ") };
+        if conf.undeclared_capabilities == Policy::Refuse {
+            return Err(error);
+        }
+        tracing::warn!("{error}");
+        if let Some((kubernetes, pod)) = pod {
+            let message = error.to_string();
+            let event = Event { kind: EventKind::Warning, reason: "UndeclaredCapability", message };
+            kubernetes.tell(pod, &event).await;
+        }
+    }
+    Ok(())
 }
 
 /// The pod that the runtime names.
@@ -199,13 +223,20 @@ impl Attach<'_> {
         for delegate in &self.delegates {
             *started += 1;
             self.offer_device_info(delegate);
-            let result =
-                runtime.add(&delegate.list, &delegate.attachment).map_err(|source| Error::Delegate {
-                    verb: "adding container to",
-                    network: delegate.list.name.clone(),
-                    label: delegate.label.clone(),
-                    source,
-                })?;
+            let result = match runtime.add(&delegate.list, &delegate.attachment) {
+                Ok(result) => result,
+                Err(mut source) => {
+                    if let Some(why) = vlan::explain(delegate, &source).await {
+                        source.msg = format!("{}: {why}", source.msg);
+                    }
+                    return Err(Error::Delegate {
+                        verb: "adding container to",
+                        network: delegate.list.name.clone(),
+                        label: delegate.label.clone(),
+                        source,
+                    });
+                }
+            };
             tracing::info!("{}: added {}", delegate.label, delegate.attachment.ifname);
             results.push(result);
         }

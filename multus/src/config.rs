@@ -9,6 +9,7 @@ use cni::{Object, Request};
 use serde_json::value::RawValue;
 
 use crate::Error;
+use crate::undeclared::Policy;
 
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +94,11 @@ pub struct Conf {
     pub multus_namespace: String,
     /// What the runtime passes for capabilities.
     pub runtime_config: Object,
+    /// What comes of a capability that a pod asks for and no plugin declares.
+    pub undeclared_capabilities: Policy,
+    /// Whether what DEL could not release stays on record for the next DEL. `retryDeleteOnError: false` says that it
+    /// does not: one attempt, and what remains is nobody's.
+    pub retry_delete: bool,
     /// What starts the delegates.
     pub executor: Arc<dyn Executor>,
 }
@@ -135,6 +141,8 @@ impl Conf {
                 .unwrap_or_else(|| vec![DEFAULT_NAMESPACE.to_owned()]),
             multus_namespace: text("multusNamespace")?.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
             runtime_config: object.decode("runtimeConfig")?.unwrap_or_default(),
+            undeclared_capabilities: Policy::read(object)?,
+            retry_delete: flag("retryDeleteOnError")?.unwrap_or(true),
             executor: Arc::new(Direct),
         })
     }

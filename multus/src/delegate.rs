@@ -116,12 +116,6 @@ impl Sandbox<'_> {
         let capabilities = self
             .capabilities(is_primary, &selection, device_id.as_deref(), device_info.as_ref())
             .map_err(failed)?;
-        for capability in undeclared(&selection, &list) {
-            tracing::warn!(
-                "{}: the pod asks for {capability}, and no plugin of the network declares that capability",
-                network.label
-            );
-        }
         let attachment = Attachment {
             container_id: self.request.container_id.clone(),
             netns: self.request.netns.clone(),
@@ -222,20 +216,6 @@ impl Sandbox<'_> {
     }
 }
 
-/// What the pod asks for without a plugin to give it. An address or link address may still be honoured: it is
-/// in `CNI_ARGS` too.
-fn undeclared(selection: &Selection, list: &NetworkList) -> Vec<&'static str> {
-    let asked = [
-        ("portMappings", !selection.port_mappings.is_empty()),
-        ("bandwidth", selection.bandwidth.is_some()),
-        ("ips", !selection.ips.is_empty()),
-        ("mac", selection.mac.is_some()),
-        ("infinibandGUID", selection.infiniband_guid.is_some()),
-    ];
-    let is_declared = |capability: &str| list.plugins.iter().any(|plugin| plugin.has_capability(capability));
-    asked.into_iter().filter(|(name, asked)| *asked && !is_declared(name)).map(|(name, _)| name).collect()
-}
-
 fn inject_device(list: &mut NetworkList, id: &str) -> Result<(), cni::Error> {
     for plugin in &mut list.plugins {
         plugin.config.set("deviceID", id)?;
@@ -282,7 +262,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn wanted(name: &str, config: &str, resource: Option<&str>, annotation: &str) -> Wanted {
+    pub(crate) fn wanted(name: &str, config: &str, resource: Option<&str>, annotation: &str) -> Wanted {
         let nad = Nad {
             namespace: "ns".into(),
             name: name.into(),
@@ -304,6 +284,11 @@ pub(crate) mod tests {
         let ids = ids.iter().map(|id| (*id).to_owned()).collect();
         let mut pool = DevicePool::new(&[ContainerDevices { entries: vec![("r".into(), ids)] }]);
         sandbox.delegates(wanted, &mut pool)
+    }
+
+    /// The delegate of a network with this configuration.
+    pub(crate) fn delegate(config: &str) -> Delegate {
+        delegates(vec![wanted("n", config, None, "")], &[]).unwrap().remove(0)
     }
 
     const PLAIN: &str = r#"{"type":"x"}"#;
@@ -389,17 +374,6 @@ pub(crate) mod tests {
         let common = "IgnoreUnknown=true;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;K8S_POD_UID=u;X=y";
         assert_eq!(args(0), common);
         assert_eq!(args(1), format!("{common};MAC=02:00:00:00:00:01;IP=10.0.0.1/8,fd00::1"));
-    }
-
-    #[test]
-    fn capabilities_that_no_plugin_declares() {
-        let list =
-            r#"{"name":"n","plugins":[{"type":"x"},{"type":"y","capabilities":{"mac":true,"ips":false}}]}"#;
-        let list = NetworkList::parse(list.as_bytes()).unwrap();
-        let asked = r#"[{"name":"b","ips":["10.0.0.1"],"mac":"02:00:00:00:00:01","bandwidth":{}}]"#;
-        let selection = crate::selection::parse(asked).unwrap().pop().unwrap();
-        assert_eq!(undeclared(&selection, &list), ["bandwidth", "ips"]);
-        assert!(undeclared(&Selection::default(), &list).is_empty());
     }
 
     #[test]

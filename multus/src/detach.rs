@@ -34,7 +34,8 @@ pub fn release_sandbox(node: &Node, conf: &Conf, request: &Request) -> Result<()
     }
 }
 
-/// Runs DEL of the delegates in reverse. What fails is left on record; where nothing fails the record goes.
+/// Runs DEL of the delegates in reverse. What fails is left on record, unless `retryDeleteOnError` says that it is
+/// not; where nothing fails the record goes.
 ///
 /// A delegate whose ADD did not succeed (it has no cached result) has nothing of which we know; its DEL is
 /// attempted, and failing it keeps nobody's sandbox alive.
@@ -65,6 +66,15 @@ pub fn release(node: &Node, conf: &Conf, container: &str, delegates: &[Delegate]
             match host::durable::remove(&file) {
                 Ok(_) => {}
                 Err(error) => tracing::warn!("{label}: {error}"),
+            }
+        }
+    }
+    if !conf.retry_delete {
+        for delegate in kept.drain(..) {
+            let Delegate { list, attachment, label, .. } = delegate;
+            tracing::warn!("{label}: retryDeleteOnError is false, so what DEL left of it is forgotten");
+            if let Err(error) = runtime.cache().remove(&list.name, container, &attachment.ifname) {
+                tracing::warn!("{label}: {error}");
             }
         }
     }

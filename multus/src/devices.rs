@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-/// What one container was allocated, as a device source (PodResources, kubelet's checkpoint) reports it.
+/// What one container was allocated, as a device source (PodResources, kubelet's checkpoint) reports it. A further
+/// source, such as claims of dynamic resource allocation, plugs in by reporting the same to [`DevicePool::new`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerDevices {
     /// Resource name and device IDs; a source may report a resource in several entries, for instance one for

@@ -127,6 +127,16 @@ pub enum Error {
         /// How many devices of the resource the pod has.
         allocated: usize,
     },
+    /// The pod asks of a network what none of its plugins declares, and the node's policy is to refuse that.
+    #[error(
+        "the pod asks for {capabilities} of network {network}, and no plugin of it declares that capability: add it to \"capabilities\" of the plugin that honours it, or take the request out of the pod's annotation"
+    )]
+    Undeclared {
+        /// The network.
+        network: String,
+        /// The capabilities, with commas.
+        capabilities: String,
+    },
     /// kubelet could not be asked for the pod's devices.
     #[error("cannot learn from kubelet which devices pod {pod} was allocated: {message}")]
     Kubelet {
@@ -234,6 +244,7 @@ impl Error {
             | Error::NoKubernetes { .. }
             | Error::Isolation { .. }
             | Error::NoDevice { .. }
+            | Error::Undeclared { .. }
             | Error::Ecmp { .. }
             | Error::Access { .. } => cni::Error::INVALID_CONFIG,
             Error::NotReady { .. } | Error::Kubelet { .. } | Error::Turn { .. } => {

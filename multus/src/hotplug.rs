@@ -5,7 +5,7 @@
 use cni::{CniResult, Request};
 
 use crate::Error;
-use crate::attach::Attach;
+use crate::attach::{self, Attach};
 use crate::config::Conf;
 use crate::delegate::{Delegate, Sandbox};
 use crate::devices::DevicePool;
@@ -52,6 +52,7 @@ pub async fn attach(
     {
         return Ok(result);
     }
+    attach::check_capabilities(conf, None, std::slice::from_ref(&wanted)).await?;
     let sandbox = Sandbox { request, pod: Some(pod), runtime_config: &conf.runtime_config, node };
     let delegate = sandbox.further(wanted, devices)?;
     runtime

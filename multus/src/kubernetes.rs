@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -271,7 +271,16 @@ impl From<DynamicObject> for Nad {
 
 async fn from_file(file: &Path) -> Result<Config, String> {
     let kubeconfig = Kubeconfig::read_from(file).map_err(|e| chain(&e))?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|e| chain(&e))
+    let names_proxy = |named: &NamedCluster| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some());
+    let names_proxy = kubeconfig.clusters.iter().any(names_proxy);
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|e| chain(&e))?;
+    if !names_proxy {
+        // That of the environment, which is the container runtime's: for images, and NO_PROXY is not asked.
+        config.proxy_url = None;
+    }
+    Ok(config)
 }
 
 /// Repeats a request that does no harm when repeated, as long as what stands in its way may pass.

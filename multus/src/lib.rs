@@ -31,5 +31,7 @@ pub mod routes;
 pub mod selection;
 pub mod status;
 pub mod turn;
+pub mod undeclared;
+mod vlan;
 
 pub use error::Error;

@@ -181,17 +181,38 @@ fn what_was_never_attached_keeps_no_sandbox_alive() {
     });
 }
 
+const STICKY: &str = r#"{"cniVersion":"1.0.0","name":"sticky","type":"sticky"}"#;
+
+/// A plugin whose DEL fails until there is a file `loose`.
+fn install_sticky(node: &Node) {
+    node.script(
+        "sticky",
+        r#"echo $CNI_COMMAND >>calls
+        [ $CNI_COMMAND = DEL ] && [ ! -e loose ] && { echo '{"code":11,"msg":"stuck"}'; exit 1; }
+        echo '{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"s"}]}'"#,
+    );
+}
+
+#[test]
+fn del_is_told_to_forget_what_it_could_not_release() {
+    Node::run(|node| {
+        install_sticky(node);
+        let conf =
+            node.conf(&format!("\"retryDeleteOnError\":false,{}", delegates(&[BRIDGE, STICKY, SECOND])));
+        node.add(&conf);
+        let (code, message) = node.call("DEL", &conf).error();
+        assert!(code == 11 && message.contains("stuck"), "{message}");
+        node.assert_clean();
+        node.del(&conf);
+        assert_eq!(std::fs::read_to_string(node.path("calls")).unwrap(), "ADD\nDEL\n");
+    });
+}
+
 #[test]
 fn del_keeps_on_record_what_it_could_not_release() {
     Node::run(|node| {
-        node.script(
-            "sticky",
-            r#"echo $CNI_COMMAND >>calls
-            [ $CNI_COMMAND = DEL ] && [ ! -e loose ] && { echo '{"code":11,"msg":"stuck"}'; exit 1; }
-            echo '{"cniVersion":"1.0.0","interfaces":[{"name":"net1","sandbox":"s"}]}'"#,
-        );
-        let sticky = r#"{"cniVersion":"1.0.0","name":"sticky","type":"sticky"}"#;
-        let conf = node.conf(&delegates(&[BRIDGE, sticky, SECOND]));
+        install_sticky(node);
+        let conf = node.conf(&delegates(&[BRIDGE, STICKY, SECOND]));
         node.add(&conf);
         let (code, message) = node.call("DEL", &conf).error();
         assert_eq!(code, 11);

@@ -498,6 +498,56 @@ fn a_token_may_be_in_a_file_of_its_own() {
 }
 
 #[test]
+fn the_runtimes_proxy_is_not_asked_for_the_api_server() {
+    Cluster::run(async |cluster| {
+        let uid = cluster.pod(json!({})).await;
+        let kubeconfig = cluster.node.path("kubeconfig");
+        let conf = format!(r#""kubeconfig":"{}",{}"#, kubeconfig.display(), default_conf());
+        let call = |verb| {
+            let mut command = cluster.node.command(verb, "c0ffee", &path_of(&cluster.node.container));
+            let conf = cluster.node.conf(&conf);
+            command
+                .env("CNI_ARGS", format!("K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;K8S_POD_UID={uid}"))
+                .env("HTTPS_PROXY", "http://127.0.0.1:9")
+                .env("https_proxy", "http://127.0.0.1:9");
+            tokio::task::spawn_blocking(move || node::call(&mut command, &conf))
+        };
+        let added = call("ADD").await.unwrap();
+        assert!(added.ok, "{}", added.stdout);
+        assert_eq!(cluster.states().await.len(), 1);
+        let deleted = call("DEL").await.unwrap();
+        assert!(deleted.ok, "{}", deleted.stdout);
+        let text = std::fs::read_to_string(&kubeconfig).unwrap();
+        std::fs::write(&kubeconfig, text.replace("server:", "proxy-url: http://127.0.0.1:9\n    server:"))
+            .unwrap();
+        let (_, message) = call("ADD").await.unwrap().error();
+        assert!(
+            message.contains("cannot talk to Kubernetes") && message.contains("127.0.0.1:9"),
+            "{message}"
+        );
+    });
+}
+
+#[test]
+fn a_capability_that_no_plugin_declares_is_told_or_refused() {
+    Cluster::run(async |cluster| {
+        cluster.nad("ns", "a", &second(8), None).await;
+        let uid = cluster.pod(json!({NETWORKS: r#"[{"name":"a","ips":["10.8.0.77"]}]"#})).await;
+        let told = "the pod asks for ips of network ns/a, and no plugin of it declares that capability";
+        let refuse = format!(r#""undeclaredCapabilities":"refuse",{}"#, default_conf());
+        let error = cluster.try_add(&uid, &refuse).await.unwrap_err();
+        assert!(error.code() == 7 && error.to_string().starts_with(told), "{error}");
+        cluster.node.assert_clean();
+        assert_eq!(cluster.events().await, [""; 0]);
+        cluster.add(&uid).await;
+        let events = cluster.events().await;
+        let warning = format!("Warning UndeclaredCapability {told}");
+        assert!(events.iter().any(|event| event.starts_with(&warning)), "{events:?}");
+        cluster.del(&uid);
+    });
+}
+
+#[test]
 fn refused_credentials_are_told_at_once() {
     Cluster::run(async |cluster| {
         let uid = cluster.pod(json!({})).await;

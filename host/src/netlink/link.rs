@@ -18,13 +18,13 @@ pub(super) const RTM_SETLINK: u16 = 19;
 const RTM_NEWLINKPROP: u16 = 108;
 const RTM_DELLINKPROP: u16 = 109;
 
-const HEADER_LENGTH: usize = 16;
+pub(super) const HEADER_LENGTH: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
@@ -151,11 +151,15 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let replies = self.dump_links("listing interfaces").await?;
+        Ok(replies.iter().filter_map(|reply| Link::parse(&reply.body)).collect())
+    }
+
+    /// The kernel's description of every interface of the namespace; `operation` is for errors.
+    pub(super) async fn dump_links(&self, operation: &'static str) -> Result<Vec<Frame>, Error> {
         let message =
             LinkMessageBuilder::<LinkUnspec>::default().append_extra_attribute(skip_stats()).build();
-        let frame = Frame::new(RTM_GETLINK, &message);
-        let replies = self.request(Verb::Dump, frame, || "listing interfaces".to_owned()).await?;
-        Ok(replies.iter().filter_map(|reply| Link::parse(&reply.body)).collect())
+        self.request(Verb::Dump, Frame::new(RTM_GETLINK, &message), || operation.to_owned()).await
     }
 
     /// The interfaces in this namespace that belong to the PCI function `address`, as far as the kernel

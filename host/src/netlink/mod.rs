@@ -14,6 +14,7 @@ mod link;
 mod route;
 mod vf;
 mod vf_counters;
+mod vlan;
 
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub use link::Link;
 pub use route::Route;
 pub use vf::{UnknownVfOption, VfLinkState, VfOption, VfSetting, VfSettings, VfVlan, VlanProtocol};
 pub use vf_counters::VfCounters;
+pub use vlan::vlan_holder;
 
 use frame::Frame;
 

@@ -101,7 +101,7 @@ impl Node {
         .replace("DATA", &self.path("data").display().to_string())
     }
 
-    fn command(&self, verb: &str, container: &str, netns: &Path) -> Command {
+    pub fn command(&self, verb: &str, container: &str, netns: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_multus"));
         command
             .env_clear()
@@ -129,10 +129,7 @@ impl Node {
     }
 
     pub fn call_for(&self, verb: &str, container: &str, netns: &Path, conf: &str) -> Outcome {
-        use std::io::Write;
-        let mut child = self.command(verb, container, netns).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(conf.as_bytes()).unwrap();
-        finish(child.wait_with_output().unwrap())
+        call(&mut self.command(verb, container, netns), conf)
     }
 
     pub fn add(&self, conf: &str) -> Value {
@@ -176,6 +173,14 @@ impl Node {
         assert_eq!(self.files("data"), [""; 0]);
         assert_eq!(self.files("state"), [""; 0]);
     }
+}
+
+/// Runs a command of [`Node::command`] with `conf` as its input.
+pub fn call(command: &mut Command, conf: &str) -> Outcome {
+    use std::io::Write;
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(conf.as_bytes()).unwrap();
+    finish(child.wait_with_output().unwrap())
 }
 
 fn finish(output: Output) -> Outcome {
