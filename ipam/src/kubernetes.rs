@@ -12,7 +12,7 @@ use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
     Preconditions,
 };
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -64,9 +64,16 @@ impl Kubernetes {
         let current =
             file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref());
         let namespace = current.and_then(|context| context.context.as_ref()?.namespace.clone());
+        let names_proxy =
+            |named: &NamedCluster| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some());
+        let names_proxy = file.clusters.iter().any(names_proxy);
         let options = KubeConfigOptions::default();
         let mut config =
             Config::from_custom_kubeconfig(file, &options).await.map_err(|e| failed(chain(&e)))?;
+        if !names_proxy {
+            // That of the environment, which is the container runtime's: for images, and NO_PROXY is not asked.
+            config.proxy_url = None;
+        }
         // Retried here, where the caller's patience is known.
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
