@@ -115,13 +115,25 @@ impl Cluster {
     /// # Errors
     /// The API server refuses.
     pub async fn create_nad(&self, name: &str, config: &Value, resource: Option<&str>) -> Result<()> {
+        self.create(name, Some(config), resource).await
+    }
+
+    /// Creates NAD `name` without a configuration: that is a file on each node.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn create_nad_of_nodes(&self, name: &str) -> Result<()> {
+        self.create(name, None, None).await
+    }
+
+    async fn create(&self, name: &str, config: Option<&Value>, resource: Option<&str>) -> Result<()> {
         let annotations: BTreeMap<&str, &str> =
             resource.map(|resource| (RESOURCE_NAME, resource)).into_iter().collect();
         let nad: DynamicObject = serde_json::from_value(json!({
             "apiVersion": "k8s.cni.cncf.io/v1",
             "kind": "NetworkAttachmentDefinition",
             "metadata": {"name": name, "annotations": annotations, "labels": {LABEL.0: LABEL.1}},
-            "spec": {"config": config.to_string()},
+            "spec": config.map_or_else(|| json!({}), |config| json!({"config": config.to_string()})),
         }))?;
         self.nads.create(&PostParams::default(), &nad).await.with_context(|| format!("create NAD {name}"))?;
         Ok(())

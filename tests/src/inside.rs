@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use host::netlink::{Address, Link};
 use host::{Netlink, Netns};
 
@@ -32,8 +32,17 @@ impl Inside {
     /// # Errors
     /// There is none.
     pub async fn find(spec: &PodSpec) -> Result<Inside> {
-        let what = format!("a process of pod {} on this node", spec.name());
-        until(APPEARS, &what, async || Ok(processes(spec.mark())?.into_iter().next())).await
+        Inside::find_with(spec, MARK).await
+    }
+
+    /// Finds the process of the pod that also has the environment variable `name`: that of one of its containers.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn find_with(spec: &PodSpec, name: &str) -> Result<Inside> {
+        let what = format!("a process of pod {} with {name} on this node", spec.name());
+        let look = async || Ok(processes(spec.mark())?.into_iter().find(|inside| inside.env(name).is_some()));
+        until(APPEARS, &what, look).await
     }
 
     /// Whether any process of the pod is left.
@@ -79,6 +88,17 @@ impl Inside {
         Ok((link, addresses))
     }
 
+    /// The names of the pod's interfaces, sorted.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub async fn interfaces(&self) -> Result<Vec<String>> {
+        let links = Netlink::connect_in(&self.netns()?)?.links().await?;
+        let mut names: Vec<String> = links.into_iter().map(|link| link.name).collect();
+        names.sort();
+        Ok(names)
+    }
+
     /// Waits until `target` answers a ping from the pod.
     ///
     /// # Errors
@@ -96,19 +116,26 @@ impl Inside {
     /// # Errors
     /// The program cannot be run.
     pub async fn ping(&self, target: IpAddr, count: u32) -> Result<u32> {
+        let text = self.busybox(&["ping", "-c", &count.to_string(), "-W", "1", &target.to_string()]).await?;
+        received(&text).with_context(|| format!("busybox ping: {text}"))
+    }
+
+    /// What busybox prints in the pod's network namespace, started with `arguments`, on both of its outputs.
+    ///
+    /// # Errors
+    /// The program cannot be run.
+    pub async fn busybox(&self, arguments: &[&str]) -> Result<String> {
         let netns = self.netns()?;
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let output = tokio::task::spawn_blocking(move || {
-            let arguments = ["ping", "-c", &count.to_string(), "-W", "1", &target.to_string()];
             // A child belongs to the namespace of the thread that starts it.
             netns.run(|| Command::new("busybox").args(arguments).env_clear().output())
         })
         .await??;
-        let output = output.context("run busybox ping")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        match received(&text) {
-            Some(received) => Ok(received),
-            None => bail!("busybox ping: {text}{}", String::from_utf8_lossy(&output.stderr)),
-        }
+        let output = output.context("run busybox")?;
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+        Ok(stdout + &stderr)
     }
 }
 

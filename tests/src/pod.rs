@@ -10,6 +10,8 @@ pub const LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "podrail-e2e");
 pub const MARK: &str = "PODRAIL_POD";
 /// Annotation of a pod: the networks that it wants.
 const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+/// Annotation of a pod: the network that it wants in place of the primary one.
+const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 /// The image that `hack/kubernetes` imports; the simulated kubelet runs the node's own programs instead.
 const IMAGE: &str = "localhost/podrail/pod:1";
 /// What a pod does that has nothing to do, and ends at once when it is told to.
@@ -20,8 +22,9 @@ const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"];
 pub struct PodSpec {
     name: String,
     mark: String,
-    networks: Option<String>,
+    annotations: BTreeMap<&'static str, String>,
     resources: BTreeMap<String, String>,
+    resources_beside: BTreeMap<String, String>,
     command: Vec<String>,
     hugepages: bool,
 }
@@ -32,8 +35,9 @@ impl PodSpec {
         PodSpec {
             name: name.to_owned(),
             mark: mark(name),
-            networks: None,
+            annotations: BTreeMap::new(),
             resources: BTreeMap::new(),
+            resources_beside: BTreeMap::new(),
             command: IDLE.map(str::to_owned).into(),
             hugepages: false,
         }
@@ -41,13 +45,25 @@ impl PodSpec {
 
     /// With the networks annotation, in either of its grammars.
     pub fn networks(mut self, annotation: &(impl ToString + ?Sized)) -> PodSpec {
-        self.networks = Some(annotation.to_string());
+        self.annotations.insert(NETWORKS, annotation.to_string());
+        self
+    }
+
+    /// With the default-network annotation, in either of its grammars.
+    pub fn default_network(mut self, annotation: &(impl ToString + ?Sized)) -> PodSpec {
+        self.annotations.insert(DEFAULT_NETWORK, annotation.to_string());
         self
     }
 
     /// With `count` devices of `resource`.
     pub fn devices(mut self, resource: &str, count: u64) -> PodSpec {
         self.resources.insert(resource.to_owned(), count.to_string());
+        self
+    }
+
+    /// With a second container, which idles and has `count` devices of `resource`.
+    pub fn beside(mut self, resource: &str, count: u64) -> PodSpec {
+        self.resources_beside.insert(resource.to_owned(), count.to_string());
         self
     }
 
@@ -76,13 +92,7 @@ impl PodSpec {
     /// The Pod object.
     pub fn to_json(&self) -> Value {
         let mut resources = json!(self.resources);
-        let mut container = json!({
-            "name": "main",
-            "image": IMAGE,
-            "imagePullPolicy": "Never",
-            "command": self.command,
-            "env": [{"name": MARK, "value": self.mark}],
-        });
+        let mut container = self.container("main", &self.command);
         let mut volumes = json!([]);
         if self.hugepages {
             set(&mut resources, "hugepages-2Mi", json!("128Mi"));
@@ -100,20 +110,34 @@ impl PodSpec {
             volumes = json!([{"name": "hugepages", "emptyDir": {"medium": "HugePages"}}]);
         }
         set(&mut container, "resources", json!({"limits": resources}));
-        let annotations: BTreeMap<&str, &String> =
-            self.networks.iter().map(|networks| (NETWORKS, networks)).collect();
+        let mut containers = vec![container];
+        if !self.resources_beside.is_empty() {
+            let mut beside = self.container("beside", &IDLE.map(str::to_owned));
+            set(&mut beside, "resources", json!({"limits": self.resources_beside}));
+            containers.push(beside);
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": self.name, "annotations": annotations, "labels": {LABEL.0: LABEL.1}},
+            "metadata": {"name": self.name, "annotations": self.annotations, "labels": {LABEL.0: LABEL.1}},
             "spec": {
                 "restartPolicy": "OnFailure",
                 "terminationGracePeriodSeconds": 2,
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,
-                "containers": [container],
+                "containers": containers,
                 "volumes": volumes,
             },
+        })
+    }
+
+    fn container(&self, name: &str, command: &[String]) -> Value {
+        json!({
+            "name": name,
+            "image": IMAGE,
+            "imagePullPolicy": "Never",
+            "command": command,
+            "env": [{"name": MARK, "value": self.mark}],
         })
     }
 }
@@ -138,13 +162,18 @@ mod tests {
 
     #[test]
     fn a_spec_is_a_pod() {
-        let spec = PodSpec::new("p").networks("a,b").devices("intel.com/x", 2).hugepages();
-        let pod: Pod = serde_json::from_value(spec.to_json()).unwrap();
-        assert_eq!(pod.metadata.annotations.unwrap()[NETWORKS], "a,b");
-        let container = &pod.spec.unwrap().containers[0];
+        let spec =
+            PodSpec::new("p").networks("a,b").default_network("c").devices("intel.com/x", 2).hugepages();
+        let pod: Pod = serde_json::from_value(spec.beside("intel.com/y", 1).to_json()).unwrap();
+        let annotations = pod.metadata.annotations.unwrap();
+        assert_eq!((&*annotations[NETWORKS], &*annotations[DEFAULT_NETWORK]), ("a,b", "c"));
+        let containers = &pod.spec.unwrap().containers;
+        let beside = containers[1].resources.as_ref().unwrap().limits.as_ref().unwrap();
+        assert_eq!((beside.len(), &*beside["intel.com/y"].0), (1, "1"));
+        let container = &containers[0];
         let limits = container.resources.as_ref().unwrap().limits.as_ref().unwrap();
         assert_eq!(limits["intel.com/x"].0, "2");
         assert_eq!(limits["hugepages-2Mi"].0, "128Mi");
-        assert_ne!(PodSpec::new("p").mark(), spec.mark());
+        assert_ne!(PodSpec::new("p").mark(), PodSpec::new("p").mark());
     }
 }

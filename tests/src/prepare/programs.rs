@@ -15,7 +15,22 @@ const UNDER_TEST: [&str; 3] = ["multus", "sriov", "whereabouts"];
 const SHIM: &str = "multus-shim";
 
 /// The reference plugins that the suite's networks use.
-const REFERENCE: [&str; 4] = ["bridge", "host-local", "loopback", "static"];
+const REFERENCE: [&str; 14] = [
+    "bridge",
+    "dhcp",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tuning",
+    "vlan",
+    "vrf",
+];
 
 /// Installs the reference plugins and the plugins under test into `target`.
 ///

@@ -68,7 +68,7 @@ pub(super) async fn too_many(session: &mut Session) -> Result<()> {
 }
 
 /// Creates the pod; the node has to refuse it with a message that contains all of `words`, and touch no VF.
-async fn refused(session: &Session, spec: PodSpec, words: &[&str]) -> Result<()> {
+pub(super) async fn refused(session: &Session, spec: PodSpec, words: &[&str]) -> Result<()> {
     let before = session.vfs().await?;
     let uid = session.cluster.create_pod(&spec).await?;
     let name = spec.name();

@@ -8,12 +8,15 @@ mod advertise;
 mod bad_configuration;
 mod bad_request;
 mod interrupted;
+mod left;
+mod macvlan;
 mod netdevice;
 mod restarts;
 mod teardown;
 mod thick;
 mod vfio;
 mod vlan;
+mod vlan_interface;
 
 use anyhow::Result;
 use futures_util::future::LocalBoxFuture;
@@ -86,6 +89,22 @@ pub const ALL: &[Scenario] = &[
         Box::pin(vfio::device_nodes(s))
     }),
     Scenario::any("dpdk-testpmd sends packets through a vfio VF", |s| Box::pin(vfio::testpmd(s))),
+    Scenario::any(
+        "a pod with the name of a macvlan NAD has lo, eth0 and net1, and its status tells them",
+        |s| Box::pin(macvlan::by_name(s)),
+    ),
+    Scenario::any("a pod has four networks, one NAD twice and one configured by a file of the node", |s| {
+        Box::pin(macvlan::four_networks(s))
+    }),
+    Scenario::any("a pod chooses an address for one of two attachments to one NAD", |s| {
+        Box::pin(macvlan::chosen_address(s))
+    }),
+    Scenario::any("a pod has two VLAN interfaces and reaches a machine behind each", |s| {
+        Box::pin(vlan_interface::two(s))
+    }),
+    Scenario::any("a VLAN ID that is taken on its master is an error that names the holder", |s| {
+        Box::pin(vlan_interface::taken(s))
+    }),
     Scenario::any("pods get addresses of both families that no other pod has", |s| {
         Box::pin(addresses::unique(s))
     }),

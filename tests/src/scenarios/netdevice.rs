@@ -7,9 +7,10 @@ use host::PciAddress;
 use serde_json::json;
 
 use crate::cluster::NAMESPACE;
+use crate::inside::Inside;
 use crate::pod::PodSpec;
 use crate::prepare::{NETDEVICE, PRIMARY};
-use crate::session::{Running, Session};
+use crate::session::Session;
 
 /// MAC, VLAN and address are those of the request: in the pod, on the PF, and in network-status.
 pub(super) async fn as_asked(session: &mut Session) -> Result<()> {
@@ -17,7 +18,7 @@ pub(super) async fn as_asked(session: &mut Session) -> Result<()> {
     session.vlan_network("vlan100", 100).await?;
     let request = json!([{"name": "vlan100", "ips": ["10.56.100.7/24"], "mac": MAC}]);
     let pod = session.run(PodSpec::new("as-asked").networks(&request).devices(NETDEVICE, 1)).await?;
-    let [address] = devices(&pod)?.try_into().ok().context("one device was asked for")?;
+    let [address] = devices(&pod.inside)?.try_into().ok().context("one device was asked for")?;
     ensure!(session.prepared.netdevices.contains(&address), "{address} is not a VF of {NETDEVICE}");
 
     let (link, addresses) = pod.inside.link("net1").await?;
@@ -58,7 +59,7 @@ pub(super) async fn two_of_one_resource(session: &mut Session) -> Result<()> {
         {"name": "vlan200", "ips": ["10.56.200.8/24"], "interface": "data0"},
     ]);
     let pod = session.run(PodSpec::new("two").networks(&request).devices(NETDEVICE, 2)).await?;
-    let devices: BTreeSet<PciAddress> = devices(&pod)?.into_iter().collect();
+    let devices: BTreeSet<PciAddress> = devices(&pod.inside)?.into_iter().collect();
     ensure!(devices.len() == 2, "the pod has {devices:?}");
 
     let mut found = BTreeSet::new();
@@ -78,9 +79,9 @@ pub(super) async fn two_of_one_resource(session: &mut Session) -> Result<()> {
     session.delete(&pod).await
 }
 
-/// The devices of [`NETDEVICE`] that the pod's environment names.
-pub(super) fn devices(pod: &Running) -> Result<Vec<PciAddress>> {
+/// The devices of [`NETDEVICE`] that a container's environment names.
+pub(super) fn devices(inside: &Inside) -> Result<Vec<PciAddress>> {
     let name = "PCIDEVICE_INTEL_COM_SRIOV_NETDEVICE";
-    let value = pod.inside.env(name).with_context(|| format!("the pod has no {name}"))?;
+    let value = inside.env(name).with_context(|| format!("the pod has no {name}"))?;
     value.split(',').map(|address| address.parse().with_context(|| format!("{name} is {value}"))).collect()
 }

@@ -45,7 +45,7 @@ pub(super) async fn used_again(session: &mut Session) -> Result<()> {
         let started = session.run_all(specs).await?;
         let mut used = Vec::new();
         for pod in &started {
-            used.extend(devices(pod)?);
+            used.extend(devices(&pod.inside)?);
         }
         used.sort();
         ensure!(used == session.prepared.netdevices, "the pods hold {used:?}");

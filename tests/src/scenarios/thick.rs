@@ -9,16 +9,15 @@ use futures_util::future::try_join_all;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use super::left::nothing_left;
 use crate::node::Grade;
 use crate::pod::PodSpec;
 use crate::prepare::{MultusDaemon, NETDEVICE, PRIMARY, in_front, other_primary, wait_in_front};
 use crate::session::{Running, Session};
 use crate::wait::until;
 
-/// The state of Multus on the node.
-const STATE: &str = "/var/lib/cni/multus";
-/// The leases of the second network.
-const LEASES: &str = "/var/lib/cni/networks/second";
+/// The second network.
+const SECOND: &str = "second";
 /// A primary network that comes later.
 const OTHER: &str = "podrail-other";
 /// How long what was left is seen to.
@@ -43,7 +42,7 @@ pub(super) async fn killed(session: &mut Session) -> Result<()> {
         kill_at_some_point(session, round + 1).await?;
         try_join_all(specs.iter().map(|spec| session.cluster.wait_gone(spec.name()))).await?;
     }
-    nothing_left().await?;
+    nothing_left(&[SECOND]).await?;
     session.ensure_unchanged(&before).await
 }
 
@@ -64,7 +63,7 @@ pub(super) async fn upgraded(session: &mut Session) -> Result<()> {
         ensure!(warnings.is_empty(), "pod {} had to be tried again: {warnings:?}", spec.name());
     }
     try_join_all(specs.iter().map(|spec| session.cluster.delete_pod(spec.name()))).await?;
-    nothing_left().await
+    nothing_left(&[SECOND]).await
 }
 
 /// A pod goes while the daemon is away.
@@ -75,7 +74,7 @@ pub(super) async fn away(session: &mut Session) -> Result<()> {
     let deleted = session.delete(&pod).await;
     daemon(session)?.restart()?;
     deleted.context("while the daemon is away")?;
-    nothing_left().await?;
+    nothing_left(&[SECOND]).await?;
     session.ensure_unchanged(&before).await
 }
 
@@ -122,7 +121,7 @@ pub(super) async fn swapped(session: &mut Session) -> Result<()> {
         let left = leases(network);
         ensure!(left.is_empty(), "addresses of {network} are left: {left:?}");
     }
-    nothing_left().await
+    nothing_left(&[SECOND]).await
 }
 
 /// The addresses that are taken of a network.
@@ -150,7 +149,7 @@ pub(super) async fn uninstalled(session: &mut Session) -> Result<()> {
         Ok((!in_front().exists()).then_some(()))
     })
     .await?;
-    let plain = session.run(PodSpec::new("plain").networks("second")).await?;
+    let plain = session.run(PodSpec::new("plain").networks(SECOND)).await?;
     ensure!(plain.inside.link("net1").await.is_err(), "a pod has a second network without Multus");
     session.delete(&plain).await?;
     ensure!(pod.inside.link("net1").await?.0.up, "the running pod has lost its VF");
@@ -158,7 +157,7 @@ pub(super) async fn uninstalled(session: &mut Session) -> Result<()> {
     let ended = tokio::task::spawn_blocking(move || uninstall.wait()).await??;
     ensure!(ended.success(), "uninstall: {ended}");
     ensure!(!Path::new("/opt/cni/bin/multus-shim").exists(), "multus-shim is left");
-    nothing_left().await?;
+    nothing_left(&[SECOND]).await?;
     session.ensure_unchanged(&before).await?;
 
     // The one that was told to make place waits for its end.
@@ -191,20 +190,20 @@ async fn kill_at_some_point(session: &mut Session, round: u64) -> Result<()> {
 /// A network without a VF, so that there can be as many pods as wanted.
 async fn second_network(session: &Session) -> Result<()> {
     let config = json!({
-        "cniVersion": "1.0.0", "name": "second", "type": "bridge", "bridge": "podrail1",
+        "cniVersion": "1.0.0", "name": SECOND, "type": "bridge", "bridge": "podrail1",
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/24"}]]},
     });
-    session.cluster.create_nad("second", &config, None).await
+    session.cluster.create_nad(SECOND, &config, None).await
 }
 
 fn two_networks(name: &str) -> PodSpec {
-    PodSpec::new(name).networks("second")
+    PodSpec::new(name).networks(SECOND)
 }
 
 async fn vf_and_second(session: &Session, name: &str) -> Result<Running> {
     second_network(session).await?;
     session.vlan_network("vlan100", 100).await?;
-    let request = json!([{"name": "vlan100", "ips": ["10.56.100.60/24"]}, {"name": "second"}]);
+    let request = json!([{"name": "vlan100", "ips": ["10.56.100.60/24"]}, {"name": SECOND}]);
     session.run(PodSpec::new(name).networks(&request).devices(NETDEVICE, 1)).await
 }
 
@@ -213,19 +212,4 @@ async fn ensure_both(session: &Session, pod: &str) -> Result<()> {
     let interfaces: Vec<&str> = status.iter().map(|state| state.interface.as_str()).collect();
     ensure!(interfaces == ["eth0", "net1"], "pod {pod} has {interfaces:?}");
     Ok(())
-}
-
-/// No record, no kept DEL, no lease.
-async fn nothing_left() -> Result<()> {
-    let files = |folder: &Path| -> Vec<String> {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let names =
-            entries.filter(|e| e.path().is_file()).map(|e| e.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name != "lock" && !name.starts_with("last_reserved_ip")).collect()
-    };
-    let folders = [STATE.into(), format!("{STATE}/results"), format!("{STATE}/pending"), LEASES.to_owned()];
-    let left = || folders.iter().flat_map(|folder| files(Path::new(folder))).collect::<Vec<_>>();
-    until(SEEN_TO, "nothing to be left of any pod", async || Ok(left().is_empty().then_some(())))
-        .await
-        .with_context(|| format!("left: {:?}", left()))
 }
