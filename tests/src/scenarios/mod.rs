@@ -10,7 +10,9 @@ mod bad_request;
 mod interrupted;
 mod left;
 mod macvlan;
+mod mixed;
 mod netdevice;
+mod replicas;
 mod restarts;
 mod teardown;
 mod thick;
@@ -114,6 +116,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::any("a range without room says who has it, and serves again when one is gone", |s| {
         Box::pin(addresses::exhausted(s))
     }),
+    Scenario::any("replicas of a pod come and go on one NAD", |s| Box::pin(replicas::scaled(s))),
+    Scenario::any("two containers with a netdevice and a vfio VF each get their own device", |s| {
+        Box::pin(mixed::two_resources(s))
+    }),
+    Scenario::any("a pod has a VF as its default network", |s| Box::pin(mixed::default_network(s))),
     Scenario::any("a VF comes back as it was, whatever the pod did to it", |s| {
         Box::pin(teardown::pod_changes_vf(s))
     }),
