@@ -12,6 +12,7 @@ mod left;
 mod macvlan;
 mod mixed;
 mod netdevice;
+mod reference;
 mod replicas;
 mod restarts;
 mod teardown;
@@ -115,6 +116,9 @@ pub const ALL: &[Scenario] = &[
     }),
     Scenario::any("a range without room says who has it, and serves again when one is gone", |s| {
         Box::pin(addresses::exhausted(s))
+    }),
+    Scenario::any("bridge, ipvlan, macvlan with dhcp, ptp, host-device, vrf and sbr in one pod", |s| {
+        Box::pin(reference::every_plugin(s))
     }),
     Scenario::any("replicas of a pod come and go on one NAD", |s| Box::pin(replicas::scaled(s))),
     Scenario::any("two containers with a netdevice and a vfio VF each get their own device", |s| {
