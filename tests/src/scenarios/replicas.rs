@@ -24,13 +24,13 @@ pub(super) async fn scaled(session: &mut Session) -> Result<()> {
         indices
             .map(|index| PodSpec::new(&format!("replica-{index}")).networks(&format!("{NETWORK},{NETWORK}")))
     };
-    let mut pods = session.run_all(replicas(0..3)).await?;
-    pods.extend(session.run_all(replicas(3..6)).await?);
+    let mut pods = session.run_all(replicas(0..2)).await?;
+    pods.extend(session.run_all(replicas(2..4)).await?);
     addresses_differ(session, &pods).await?;
-    let some = pods.split_off(4);
+    let some = pods.split_off(3);
     session.delete_all(&some).await?;
     session.node.restart_kubelet().await?;
-    pods.extend(session.run_all(replicas(6..8)).await?);
+    pods.extend(session.run_all(replicas(4..5)).await?);
     addresses_differ(session, &pods).await?;
     session.delete_all(&pods).await?;
     nothing_left(&[PRIMARY, NETWORK]).await
