@@ -50,7 +50,7 @@ pub enum RunsOn {
     Only(Grade, &'static str),
     /// Where Multus is a daemon.
     Thick,
-    /// Where it is not.
+    /// Where it is not: what is about the short-lived program, and what would only be the same again and take minutes.
     Thin,
 }
 
@@ -72,7 +72,7 @@ impl Scenario {
         match self.runs_on {
             RunsOn::Only(needed, reason) if needed != grade => Some(reason),
             RunsOn::Thick if !is_thick => Some("it is about multus-daemon: --thick"),
-            RunsOn::Thin if is_thick => Some("it is about multus: without --thick"),
+            RunsOn::Thin if is_thick => Some("it has nothing to do with multus-daemon: without --thick"),
             RunsOn::Any | RunsOn::Only(..) | RunsOn::Thick | RunsOn::Thin => None,
         }
     }
@@ -92,35 +92,35 @@ pub const ALL: &[Scenario] = &[
         Box::pin(vfio::device_nodes(s))
     }),
     Scenario::any("dpdk-testpmd sends packets through a vfio VF", |s| Box::pin(vfio::testpmd(s))),
-    Scenario::any(
+    Scenario::thin(
         "a pod with the name of a macvlan NAD has lo, eth0 and net1, and its status tells them",
         |s| Box::pin(macvlan::by_name(s)),
     ),
-    Scenario::any("a pod has four networks, one NAD twice and one configured by a file of the node", |s| {
+    Scenario::thin("a pod has four networks, one NAD twice and one configured by a file of the node", |s| {
         Box::pin(macvlan::four_networks(s))
     }),
-    Scenario::any("a pod chooses an address for one of two attachments to one NAD", |s| {
+    Scenario::thin("a pod chooses an address for one of two attachments to one NAD", |s| {
         Box::pin(macvlan::chosen_address(s))
     }),
-    Scenario::any("a pod has two VLAN interfaces and reaches a machine behind each", |s| {
+    Scenario::thin("a pod has two VLAN interfaces and reaches a machine behind each", |s| {
         Box::pin(vlan_interface::two(s))
     }),
-    Scenario::any("a VLAN ID that is taken on its master is an error that names the holder", |s| {
+    Scenario::thin("a VLAN ID that is taken on its master is an error that names the holder", |s| {
         Box::pin(vlan_interface::taken(s))
     }),
-    Scenario::any("pods get addresses of both families that no other pod has", |s| {
+    Scenario::thin("pods get addresses of both families that no other pod has", |s| {
         Box::pin(addresses::unique(s))
     }),
-    Scenario::any("VFs get cluster-wide addresses, and a pod that comes again its former one", |s| {
+    Scenario::thin("VFs get cluster-wide addresses, and a pod that comes again its former one", |s| {
         Box::pin(addresses::former(s))
     }),
-    Scenario::any("a range without room says who has it, and serves again when one is gone", |s| {
+    Scenario::thin("a range without room says who has it, and serves again when one is gone", |s| {
         Box::pin(addresses::exhausted(s))
     }),
-    Scenario::any("bridge, ipvlan, macvlan with dhcp, ptp, host-device, vrf and sbr in one pod", |s| {
+    Scenario::thin("bridge, ipvlan, macvlan with dhcp, ptp, host-device, vrf and sbr in one pod", |s| {
         Box::pin(reference::every_plugin(s))
     }),
-    Scenario::any("replicas of a pod come and go on one NAD", |s| Box::pin(replicas::scaled(s))),
+    Scenario::thin("replicas of a pod come and go on one NAD", |s| Box::pin(replicas::scaled(s))),
     Scenario::any("two containers with a netdevice and a vfio VF each get their own device", |s| {
         Box::pin(mixed::two_resources(s))
     }),
