@@ -127,8 +127,6 @@ stage_kubernetes() {
     PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p ipam --test cluster || true
     PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p multus-daemon --test signer -- --ignored || true
     scenarios kubernetes kubernetes --kubeconfig "$INSTANCE/share/kubeconfig"
-    # What the daemon and the real kubelet and containerd have to say to each other; the rest is shown by the stage thick.
-    scenarios kubernetes-thick kubernetes --kubeconfig "$INSTANCE/share/kubeconfig" --thick --filter "multus-daemon is"
     scenario_gaps
     lab_stages_end
 }
