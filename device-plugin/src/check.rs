@@ -17,7 +17,7 @@ pub(crate) fn findings(
             .iter()
             .filter_map(|verdict| {
                 let earlier = verdict.pool.filter(|&taken| taken < index)?;
-                conf_pool.fits(&verdict.device).is_ok().then_some((verdict.device.id.as_str(), earlier))
+                conf_pool.fits(&verdict.device).map(|_| (&*verdict.device.id, earlier))
             })
             .collect();
         if let Some((id, earlier)) = taken.first()
@@ -34,7 +34,7 @@ pub(crate) fn findings(
             ));
         }
         for (number, selector) in conf_pool.selectors.iter().enumerate() {
-            let meets = |verdict: &Verdict| selector.reject(&verdict.device).is_none();
+            let meets = |verdict: &Verdict| selector.takes(&verdict.device);
             if conf_pool.selectors.len() > 1 && !verdicts.iter().any(meets) {
                 findings.push(format!(
                     "resourceList[{index}].selectors[{number}]: matches no device on this machine"
@@ -54,7 +54,7 @@ mod tests {
     use crate::config::parse;
     use crate::discovery::DefaultRoutes;
     use crate::inventory::Inventory;
-    use crate::pool::sort;
+    use crate::pool::judge;
 
     #[test]
     fn pools_that_get_less_than_they_ask_for() {
@@ -67,7 +67,7 @@ mod tests {
             {"resourceName": "none", "selectors": {"vendors": ["ffff"]}}]}"#;
         let (conf, suspicions) = parse(text, "intel.com").unwrap();
         let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
-        let (pools, verdicts) = sort(&conf, &devices, &Allocations::default());
+        let (pools, verdicts) = judge(&conf, &devices, &Allocations::default());
         assert_eq!(
             findings(&conf, &suspicions, &pools, &verdicts),
             [

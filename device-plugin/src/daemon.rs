@@ -138,7 +138,7 @@ struct Daemon {
     default_routes: DefaultRoutes,
     granter: Arc<Granter>,
     /// What containers hold, when kubelet last said so.
-    allocations: Option<Allocations>,
+    allocations: Option<Arc<Allocations>>,
     /// Resources whose stale files have been removed.
     swept: BTreeSet<Resource>,
     started: SystemTime,
@@ -267,7 +267,7 @@ impl Daemon {
     async fn ask_kubelet(&mut self, limit: Duration) {
         let socket = self.granter.places.pod_resources_socket();
         match timeout(limit, Allocations::read(&socket)).await {
-            Ok(Ok(allocations)) => self.allocations = Some(allocations),
+            Ok(Ok(allocations)) => self.allocations = Some(Arc::new(allocations)),
             Ok(Err(error)) => tracing::debug!(%error, "cannot ask kubelet what containers hold"),
             Err(_) => tracing::debug!("kubelet is slow to say what containers hold"),
         }
@@ -292,8 +292,8 @@ impl Daemon {
 
     fn publish(&mut self, devices: Vec<Arc<Device>>) {
         let nothing = Allocations::default();
-        let allocations = self.allocations.as_ref().unwrap_or(&nothing);
-        let (pools, _) = pool::sort(&self.conf, &devices, allocations);
+        let allocations = self.allocations.as_deref().unwrap_or(&nothing);
+        let pools = pool::sort(&self.conf, &devices, allocations);
         let wanted: BTreeSet<&Resource> = pools.iter().map(|pool| &pool.conf.resource).collect();
         let gone: Vec<Resource> =
             self.served.keys().filter(|resource| !wanted.contains(resource)).cloned().collect();
@@ -304,29 +304,33 @@ impl Daemon {
                 self.granter.metrics.forget(&resource);
             }
         }
-        for pool in pools {
-            let resource = pool.conf.resource.clone();
-            match self.served.get(&resource) {
-                Some(served) => {
-                    let old = served.pool.borrow().clone();
-                    if *old != pool {
-                        log_difference(Some(&old), &pool);
-                        served.pool.send_replace(Arc::new(pool));
-                    }
-                }
-                None => {
-                    log_difference(None, &pool);
-                    let served = self.serve(pool);
-                    self.served.insert(resource, served);
-                }
-            }
-        }
+        let pools: Vec<Arc<Pool>> = pools.into_iter().map(|pool| self.offer(pool)).collect();
         let (conf, allocations) = (self.conf.clone(), self.allocations.clone().unwrap_or_default());
-        self.view.send_replace(Some(Arc::new(View { conf, devices, allocations, scanned: Instant::now() })));
+        let view = View { conf, devices, allocations, pools, scanned: Instant::now() };
+        self.view.send_replace(Some(Arc::new(view)));
     }
 
-    fn serve(&self, pool: Pool) -> Served {
-        let pool = watch::Sender::new(Arc::new(pool));
+    /// Puts a pool in the place of the one that is served. One that is no other stays.
+    fn offer(&mut self, pool: Pool) -> Arc<Pool> {
+        let resource = pool.conf.resource.clone();
+        let old = self.served.get(&resource).map(|served| served.pool.borrow().clone());
+        if let Some(old) = old.as_ref().filter(|old| ***old == pool) {
+            return old.clone();
+        }
+        log_difference(old.as_deref(), &pool);
+        let pool = Arc::new(pool);
+        match self.served.get(&resource) {
+            Some(served) => drop(served.pool.send_replace(pool.clone())),
+            None => {
+                let served = self.serve(pool.clone());
+                self.served.insert(resource, served);
+            }
+        }
+        pool
+    }
+
+    fn serve(&self, pool: Arc<Pool>) -> Served {
+        let pool = watch::Sender::new(pool);
         let endpoint =
             Endpoint { pool: pool.subscribe(), granter: self.granter.clone(), patience: Patience::default() };
         let stop = CancellationToken::new();
@@ -373,6 +377,7 @@ fn log_difference(old: Option<&Pool>, new: &Pool) {
     let none = BTreeMap::new();
     let before = old.map_or(&none, |old| &old.offers);
     for (id, offer) in &new.offers {
+        let id = &**id;
         let health = |offer: &pool::Offer| offer.illness.as_ref().map(ToString::to_string);
         match before.get(id) {
             Some(old) if health(old) == health(offer) => {}
@@ -382,11 +387,10 @@ fn log_difference(old: Option<&Pool>, new: &Pool) {
             },
         }
     }
-    for id in before.keys().filter(|id| !new.offers.contains_key(*id)) {
+    for id in before.keys().filter(|id| !new.offers.contains_key(*id)).map(|id| &**id) {
         tracing::debug!(%resource, device = id, "no longer offered");
     }
-    if old.map(Pool::advertised) != Some(new.advertised()) {
-        let healthy = new.offers.values().filter(|offer| offer.illness.is_none()).count();
-        tracing::info!(%resource, devices = new.offers.len(), healthy, "pool");
+    if old.is_none_or(|old| !old.listed().eq(new.listed())) {
+        tracing::info!(%resource, devices = new.offers.len(), healthy = new.healthy(), "pool");
     }
 }

@@ -1,6 +1,7 @@
 //! What is known about a device: facts, read once per scan.
 
 use std::fmt;
+use std::sync::Arc;
 
 use host::PciAddress;
 use host::sysfs::VdpaDevice;
@@ -12,7 +13,7 @@ use crate::config::DeviceType;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {
     /// The name under which kubelet knows it: the PCI address, or the name on the auxiliary bus.
-    pub(crate) id: String,
+    pub(crate) id: Arc<str>,
     pub(crate) kind: DeviceType,
     /// The PCI function that it is, or that carries it.
     pub(crate) address: PciAddress,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 
-use host::sysfs::{AuxiliaryDevice, PciDevice, Sysfs, SysfsError, VdpaDevice};
+use host::sysfs::{AuxiliaryDevice, Carried, Identity, NetDevice, PciDevice, Sysfs, SysfsError, VdpaDevice};
 use host::{Netlink, PciAddress};
 
 use crate::config::DeviceType;
@@ -47,29 +47,54 @@ pub(crate) struct PhysicalFunction {
 }
 
 impl PhysicalFunction {
-    /// Reads it; `None` if the function is none, or is not there.
-    pub(crate) fn read(sysfs: &Sysfs, function: &PciDevice) -> Result<Option<Self>, SysfsError> {
-        // A VF has no VFs of its own, and most functions are VFs.
+    /// Reads it; `None` if the function is none.
+    fn read(function: &PciDevice) -> Result<Option<Self>, SysfsError> {
+        // A VF has no VFs of its own.
         if function.physfn()?.is_some() || function.total_vfs()?.is_none() {
             return Ok(None);
         }
-        let port = Port::read(sysfs, function.main_netdev()?)?;
+        let port = Port::read(function.main_netdev()?)?;
         let vfs = function.virtfns()?.into_iter().map(|(number, vf)| (vf.address(), number)).collect();
         Ok(Some(Self { port, vfs }))
     }
 }
 
 impl Port {
-    fn read(sysfs: &Sysfs, netdev: Option<String>) -> Result<Self, SysfsError> {
-        let Some(name) = netdev else { return Ok(Self::default()) };
-        let netdev = sysfs.net_device(&name);
+    fn read(netdev: Option<NetDevice>) -> Result<Self, SysfsError> {
+        let Some(netdev) = netdev else { return Ok(Self::default()) };
         let (link_type, carrier) = (link_type(netdev.hardware_type()?), netdev.carrier()?);
-        Ok(Self { name: Some(name), link_type, carrier })
+        Ok(Self { name: Some(netdev.name().to_owned()), link_type, carrier })
     }
 }
 
+/// A function of a class that matters.
+struct Function {
+    kind: DeviceType,
+    pci: PciDevice,
+    identity: Identity,
+}
+
+/// The function at `address`; `None` if it is not there, is of another class, or cannot be read.
+fn open(sysfs: &Sysfs, address: PciAddress) -> Option<Function> {
+    let pci = sysfs.open_pci_device(address).ok()?;
+    let identity = pci.identity().inspect_err(|error| skipped(&pci, error)).ok()?;
+    let kind = match identity.class >> 16 {
+        NETWORK => DeviceType::NetDevice,
+        PROCESSING_ACCELERATOR => DeviceType::Accelerator,
+        _ => return None,
+    };
+    Some(Function { kind, pci, identity })
+}
+
+/// The function at `address`, if it can have VFs.
+pub(crate) fn physical(sysfs: &Sysfs, address: PciAddress) -> Option<Arc<PhysicalFunction>> {
+    let function = open(sysfs, address)?.pci;
+    let read = PhysicalFunction::read(&function).inspect_err(|error| skipped(&function, error));
+    read.ok().flatten().map(Arc::new)
+}
+
 /// Says why a function is missing, unless that is because it has gone.
-pub(crate) fn skipped(function: &PciDevice, error: &SysfsError) {
+fn skipped(function: &PciDevice, error: &SysfsError) {
     if function.exists() {
         tracing::warn!(device = %function.address(), %error, "left out of this look");
     }
@@ -114,50 +139,71 @@ pub(crate) fn carriers(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<
     Ok(carriers)
 }
 
+/// Functions that can have VFs.
+pub(crate) type PhysicalFunctions = BTreeMap<PciAddress, Arc<PhysicalFunction>>;
+
 /// Reads the devices of single functions, and holds what is common to all of them.
 pub(crate) struct Reader<'a> {
     sysfs: &'a Sysfs,
     carriers: &'a Carriers,
-    physical: &'a BTreeMap<PciAddress, PhysicalFunction>,
+    /// Each is read when the first device asks for it; `None` is a function that can have no VFs.
+    physical: BTreeMap<PciAddress, Option<Arc<PhysicalFunction>>>,
     vdpa: BTreeMap<PciAddress, VdpaDevice>,
     auxiliary: BTreeMap<PciAddress, Vec<AuxiliaryDevice>>,
+    /// The devices of classes, where they were listed once for all functions.
+    classes: Option<Classes>,
+}
+
+/// Network and RDMA devices by what carries them.
+struct Classes {
+    net: Carried,
+    rdma: Carried,
 }
 
 impl<'a> Reader<'a> {
+    /// With `physical` functions that are known already.
     pub(crate) fn new(
         sysfs: &'a Sysfs,
         carriers: &'a Carriers,
-        physical: &'a BTreeMap<PciAddress, PhysicalFunction>,
+        physical: PhysicalFunctions,
     ) -> Result<Self, SysfsError> {
         let mut auxiliary: BTreeMap<PciAddress, Vec<AuxiliaryDevice>> = BTreeMap::new();
         for child in sysfs.auxiliary_devices()? {
             auxiliary.entry(child.parent()).or_default().push(child);
         }
-        Ok(Self { sysfs, carriers, physical, vdpa: vdpa(sysfs)?, auxiliary })
+        let physical = physical.into_iter().map(|(address, physical)| (address, Some(physical))).collect();
+        Ok(Self { sysfs, carriers, physical, vdpa: vdpa(sysfs)?, auxiliary, classes: None })
+    }
+
+    /// For all functions of the machine.
+    pub(crate) fn of_everything(sysfs: &'a Sysfs, carriers: &'a Carriers) -> Result<Self, SysfsError> {
+        let classes = Classes { net: sysfs.carried_netdevs()?, rdma: sysfs.carried_rdma_devices()? };
+        Ok(Self { classes: Some(classes), ..Self::new(sysfs, carriers, BTreeMap::new())? })
+    }
+
+    /// The functions that can have VFs, of those that were known or asked for.
+    pub(crate) fn into_physical(self) -> PhysicalFunctions {
+        self.physical.into_iter().filter_map(|(address, physical)| Some((address, physical?))).collect()
+    }
+
+    fn physical(&mut self, address: PciAddress) -> Option<Arc<PhysicalFunction>> {
+        self.physical.entry(address).or_insert_with(|| physical(self.sysfs, address)).clone()
     }
 
     /// The devices of a function: itself and what stands on it. None if it is not there, or of no class that matters.
     ///
     /// A device that goes away or fails while it is looked at is left out: the event that its going made, or the next
     /// look at everything, puts it right.
-    pub(crate) fn devices(&self, function: &PciDevice) -> Vec<Arc<Device>> {
-        let kind = match function.class().map(|class| class >> 16) {
-            Ok(NETWORK) => DeviceType::NetDevice,
-            Ok(PROCESSING_ACCELERATOR) => DeviceType::Accelerator,
-            Ok(_) => return Vec::new(),
-            Err(error) => {
-                skipped(function, &error);
-                return Vec::new();
-            }
-        };
+    pub(crate) fn devices(&mut self, address: PciAddress) -> Vec<Arc<Device>> {
+        let Some(function) = open(self.sysfs, address) else { return Vec::new() };
         let mut devices = Vec::new();
-        match self.pci(kind, function) {
+        match self.pci(&function) {
             Ok(device) => devices.push(Arc::new(device)),
-            Err(error) => skipped(function, &error),
+            Err(error) => skipped(&function.pci, &error),
         }
-        let children = self.auxiliary.get(&function.address()).filter(|_| kind == DeviceType::NetDevice);
+        let children = self.auxiliary.remove(&address).filter(|_| function.kind == DeviceType::NetDevice);
         for child in children.into_iter().flatten() {
-            match self.auxiliary(function, child) {
+            match self.auxiliary(&function, &child) {
                 Ok(device) => devices.push(Arc::new(device)),
                 Err(error) => tracing::warn!(device = child.name(), %error, "left out of this look"),
             }
@@ -165,78 +211,96 @@ impl<'a> Reader<'a> {
         devices
     }
 
-    fn pci(&self, kind: DeviceType, function: &PciDevice) -> Result<Device, SysfsError> {
-        let address = function.address();
-        let netdevs = function.netdevs()?;
-        let pf = function.physfn()?.map_or(address, |pf| pf.address());
-        let physical = self.physical.get(&pf);
-        let port = match physical {
+    fn pci(&mut self, function: &Function) -> Result<Device, SysfsError> {
+        let (pci, address) = (&function.pci, function.pci.address());
+        let pf = pci.physfn()?.map_or(address, |pf| pf.address());
+        let physical = self.physical(pf);
+        let port = match &physical {
             Some(physical) => physical.port.clone(),
-            None => Port::read(self.sysfs, function.main_netdev()?)?,
+            None => Port::read(pci.main_netdev()?)?,
         };
-        let mut device = self.common(kind, function, pf, port, netdevs)?;
-        device.number = physical.and_then(|physical| physical.vfs.get(&address)).copied();
-        device.driver = function.driver()?;
-        device.acpi_index = function.acpi_index()?;
-        device.rdma = function.rdma_devices()?;
+        let netdevs = self.netdevs(function)?;
+        let mut device = Self::common(function, function.kind, pf, port, &netdevs)?;
+        device.driver = function.identity.driver.clone();
+        device.acpi_index = pci.acpi_index()?;
+        device.rdma = match &self.classes {
+            Some(classes) => classes.rdma.by(&device.id).to_vec(),
+            None => pci.rdma_devices()?,
+        };
         device.vdpa = self.vdpa.get(&address).cloned();
-        let vfs = physical.filter(|_| pf == address).map_or(0, |physical| physical.vfs.len());
-        if vfs > 0 {
-            device.obstacles.push(Obstacle::HasVfs(u32::try_from(vfs).unwrap_or(u32::MAX)));
+        if let Some(physical) = physical {
+            device.number = physical.vfs.get(&address).copied();
+            if pf == address && !physical.vfs.is_empty() {
+                let vfs = u32::try_from(physical.vfs.len()).unwrap_or(u32::MAX);
+                device.obstacles.push(Obstacle::HasVfs(vfs));
+            }
         }
-        self.finish(device)
+        self.finish(device, &netdevs)
     }
 
-    fn auxiliary(&self, parent: &PciDevice, child: &AuxiliaryDevice) -> Result<Device, SysfsError> {
-        let address = parent.address();
-        let port = match self.physical.get(&address) {
+    fn netdevs(&self, function: &Function) -> Result<Vec<NetDevice>, SysfsError> {
+        let Function { pci, identity, .. } = function;
+        match &self.classes {
+            // A virtio device stands between the function and its network device.
+            Some(classes) if identity.driver.as_deref() != Some("virtio-pci") => {
+                let names = classes.net.by(&pci.address().to_string());
+                Ok(names.iter().map(|name| pci.netdev(name)).collect())
+            }
+            _ => pci.netdevs(),
+        }
+    }
+
+    fn auxiliary(&mut self, parent: &Function, child: &AuxiliaryDevice) -> Result<Device, SysfsError> {
+        let address = parent.pci.address();
+        let port = match self.physical(address) {
             Some(physical) => physical.port.clone(),
-            None => Port::read(self.sysfs, parent.main_netdev()?)?,
+            None => Port::read(parent.pci.main_netdev()?)?,
         };
-        let mut device = self.common(DeviceType::AuxNetDevice, parent, address, port, child.netdevs()?)?;
-        child.name().clone_into(&mut device.id);
+        let netdevs = child.netdevs()?;
+        let mut device = Self::common(parent, DeviceType::AuxNetDevice, address, port, &netdevs)?;
+        device.id = child.name().into();
         device.aux_type = Some(child.kind().to_owned());
         device.number = child.sf_number()?;
         device.driver = child.driver()?;
         device.rdma = child.rdma_devices()?;
-        self.finish(device)
+        self.finish(device, &netdevs)
     }
 
     fn common(
-        &self,
+        function: &Function,
         kind: DeviceType,
-        function: &PciDevice,
         pf: PciAddress,
         port: Port,
-        netdevs: Vec<String>,
+        netdevs: &[NetDevice],
     ) -> Result<Device, SysfsError> {
-        let own = netdevs.first().map(|name| self.sysfs.net_device(name).hardware_type()).transpose()?;
+        let Function { pci, identity, .. } = function;
+        let own = netdevs.first().map(NetDevice::hardware_type).transpose()?;
         Ok(Device {
-            id: function.address().to_string(),
+            id: pci.address().to_string().into(),
             kind,
-            address: function.address(),
-            vendor: function.vendor()?,
-            device: function.device()?,
+            address: pci.address(),
+            vendor: identity.vendor.clone(),
+            device: identity.device.clone(),
             driver: None,
-            numa_node: function.numa_node()?,
+            numa_node: pci.numa_node()?,
             acpi_index: None,
             aux_type: None,
             pf,
             pf_name: port.name,
             number: None,
-            netdevs,
+            netdevs: netdevs.iter().map(|netdev| netdev.name().to_owned()).collect(),
             link_type: link_type(own.flatten()).or(port.link_type),
             carrier: port.carrier,
             rdma: Vec::new(),
             p_key: None,
             vdpa: None,
-            iommu_group: function.iommu_group_id()?,
+            iommu_group: pci.iommu_group_id()?,
             obstacles: Vec::new(),
         })
     }
 
     /// Adds what needs the rest to be known.
-    fn finish(&self, mut device: Device) -> Result<Device, SysfsError> {
+    fn finish(&self, mut device: Device, netdevs: &[NetDevice]) -> Result<Device, SysfsError> {
         if device.driver.is_none() {
             device.obstacles.push(Obstacle::NoDriver);
         }
@@ -245,11 +309,11 @@ impl<'a> Reader<'a> {
         {
             device.p_key = self.sysfs.rdma_pkey(rdma)?;
         }
-        for netdev in &device.netdevs {
-            if let Some(master) = self.sysfs.net_device(netdev).master()? {
-                device.obstacles.push(Obstacle::PortOf { netdev: netdev.clone(), master });
+        for netdev in netdevs {
+            if let Some(master) = netdev.master()? {
+                device.obstacles.push(Obstacle::PortOf { netdev: netdev.name().to_owned(), master });
             }
-            if let Some(netdev) = self.carriers.get(netdev) {
+            if let Some(netdev) = self.carriers.get(netdev.name()) {
                 device.obstacles.push(Obstacle::DefaultRoute { netdev: netdev.clone() });
             }
         }
@@ -269,7 +333,7 @@ mod tests {
     }
 
     fn find<'a>(devices: &'a [Arc<Device>], id: &str) -> &'a Device {
-        devices.iter().find(|device| device.id == id).unwrap()
+        devices.iter().find(|device| &*device.id == id).unwrap()
     }
 
     fn fake_nic() -> FakeSysfs {
@@ -289,7 +353,7 @@ mod tests {
     #[test]
     fn vfs_take_what_they_lack_from_their_pf() {
         let devices = scanned(&fake_nic());
-        let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+        let ids: Vec<&str> = devices.iter().map(|device| &*device.id).collect();
         assert_eq!(ids, ["0000:3b:00.0", "0000:3b:10.0", "0000:3b:10.4", "0000:3b:10.6"]);
         let vf = find(&devices, "0000:3b:10.0");
         assert_eq!((vf.vendor.as_str(), vf.device.as_str()), ("8086", "10ca"));
@@ -314,7 +378,7 @@ mod tests {
         }
         fake.pci("0000:04:00.0").attribute("class", "nonsense");
         let kinds: Vec<_> =
-            scanned(&fake).into_iter().map(|device| (device.id.clone(), device.kind)).collect();
+            scanned(&fake).into_iter().map(|device| (device.id.to_string(), device.kind)).collect();
         assert_eq!(
             kinds,
             [

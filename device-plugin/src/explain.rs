@@ -86,7 +86,7 @@ impl Report {
                 left_out: left_out
                     .map(|(index, reason)| LeftOut { resource: resource(index), reason: reason.to_string() })
                     .collect(),
-                id,
+                id: id.to_string(),
                 pf,
                 pf_name,
                 number,
@@ -103,7 +103,7 @@ impl Report {
         let gone = pools.iter().flat_map(|pool| {
             let gone = pool.offers.iter().filter(|(_, offer)| offer.device.is_none());
             gone.map(|(id, _)| Gone {
-                id: id.clone(),
+                id: id.to_string(),
                 resource: pool.conf.resource.to_string(),
                 holder: allocations.holder(id).cloned(),
             })
@@ -112,7 +112,7 @@ impl Report {
             resource: pool.conf.resource.to_string(),
             device_type: pool.conf.device_type.as_str(),
             devices: pool.offers.len(),
-            healthy: pool.offers.values().filter(|offer| offer.illness.is_none()).count(),
+            healthy: pool.healthy(),
             held: allocations.of(&pool.conf.resource.to_string()).count(),
         });
         Self { pools: pool_lines.collect(), devices: lines.collect(), gone: gone.collect() }
@@ -189,7 +189,7 @@ mod tests {
     use crate::config::parse;
     use crate::discovery::DefaultRoutes;
     use crate::inventory::Inventory;
-    use crate::pool::sort;
+    use crate::pool::judge;
 
     #[test]
     fn a_tree_that_tells_all() {
@@ -204,7 +204,7 @@ mod tests {
         let (conf, _) = parse(conf, "intel.com").unwrap();
         let held = Allocations::with("intel.com/dpdk", &["0000:3b:10.2", "0000:3b:10.6"]);
         let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
-        let (pools, verdicts) = sort(&conf, &devices, &held);
+        let (pools, verdicts) = judge(&conf, &devices, &held);
         let report = Report::new(&conf, &pools, verdicts, &held);
         let expected = "\
 intel.com/net: 1 of type netDevice, 1 healthy, 0 held

@@ -10,7 +10,7 @@ use host::PciAddress;
 use host::sysfs::{Sysfs, SysfsError};
 
 use crate::device::Device;
-use crate::discovery::{self, Carriers, DefaultRoutes, PhysicalFunction, Reader};
+use crate::discovery::{self, Carriers, DefaultRoutes, PhysicalFunction, PhysicalFunctions, Reader};
 
 /// How much of the machine may have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Scope {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Inventory {
     carriers: Carriers,
-    physical: BTreeMap<PciAddress, PhysicalFunction>,
+    physical: PhysicalFunctions,
     /// Of each function that has any.
     devices: BTreeMap<PciAddress, Vec<Arc<Device>>>,
 }
@@ -50,9 +50,31 @@ impl Inventory {
     /// # Errors
     /// A bus cannot be listed. Single devices that cannot be read are left out.
     pub(crate) fn read(sysfs: &Sysfs, default_routes: &DefaultRoutes) -> Result<Self, SysfsError> {
-        let carriers = discovery::carriers(sysfs, default_routes)?;
-        let nothing = Self { carriers, ..Self::default() };
-        nothing.look_at(sysfs, sysfs.pci_devices()?.iter().map(host::sysfs::PciDevice::address).collect())
+        Self::default().read_again(sysfs, discovery::carriers(sysfs, default_routes)?)
+    }
+
+    /// Looks at everything, and keeps the devices that are as they were.
+    fn read_again(&self, sysfs: &Sysfs, carriers: Carriers) -> Result<Self, SysfsError> {
+        let mut reader = Reader::of_everything(sysfs, &carriers)?;
+        let mut devices = BTreeMap::new();
+        for function in sysfs.pci_addresses()? {
+            let found = reader.devices(function);
+            if !found.is_empty() {
+                devices.insert(function, self.kept(function, found));
+            }
+        }
+        Ok(Self { physical: reader.into_physical(), carriers, devices })
+    }
+
+    /// The devices that were `found`; where one is as it was, the one that was: whoever compares them sees that at once.
+    fn kept(&self, function: PciAddress, mut found: Vec<Arc<Device>>) -> Vec<Arc<Device>> {
+        let known = self.devices.get(&function).map_or(&[][..], Vec::as_slice);
+        for device in &mut found {
+            if let Some(same) = known.iter().find(|known| *known == device) {
+                *device = same.clone();
+            }
+        }
+        found
     }
 
     /// Looks again at what may have changed.
@@ -65,12 +87,13 @@ impl Inventory {
         default_routes: &DefaultRoutes,
         scope: &Scope,
     ) -> Result<Self, SysfsError> {
+        let carriers = discovery::carriers(sysfs, default_routes)?;
         match scope {
             // A route that moves changes devices that no event names.
-            Scope::Functions(functions) if discovery::carriers(sysfs, default_routes)? == self.carriers => {
+            Scope::Functions(functions) if carriers == self.carriers => {
                 self.clone().look_at(sysfs, functions.clone())
             }
-            _ => Self::read(sysfs, default_routes),
+            _ => self.read_again(sysfs, carriers),
         }
     }
 
@@ -82,7 +105,7 @@ impl Inventory {
     fn look_at(mut self, sysfs: &Sysfs, touched: BTreeSet<PciAddress>) -> Result<Self, SysfsError> {
         let mut physical = BTreeMap::new();
         for function in self.physical_of(sysfs, &touched) {
-            physical.insert(function, read_physical(sysfs, function));
+            physical.insert(function, discovery::physical(sysfs, function));
         }
         let reach = self.reach(touched, &physical);
         for (function, found) in physical {
@@ -91,10 +114,11 @@ impl Inventory {
                 None => drop(self.physical.remove(&function)),
             }
         }
-        let reader = Reader::new(sysfs, &self.carriers, &self.physical)?;
-        for function in reach {
-            let devices = sysfs.pci_device(function).map(|function| reader.devices(&function));
-            match devices.unwrap_or_default() {
+        let mut reader = Reader::new(sysfs, &self.carriers, std::mem::take(&mut self.physical))?;
+        let found: Vec<_> = reach.into_iter().map(|function| (function, reader.devices(function))).collect();
+        self.physical = reader.into_physical();
+        for (function, devices) in found {
+            match self.kept(function, devices) {
                 devices if devices.is_empty() => drop(self.devices.remove(&function)),
                 devices => drop(self.devices.insert(function, devices)),
             }
@@ -117,7 +141,7 @@ impl Inventory {
     fn reach(
         &self,
         mut touched: BTreeSet<PciAddress>,
-        physical: &BTreeMap<PciAddress, Option<PhysicalFunction>>,
+        physical: &BTreeMap<PciAddress, Option<Arc<PhysicalFunction>>>,
     ) -> BTreeSet<PciAddress> {
         let changed: BTreeSet<PciAddress> = physical
             .iter()
@@ -135,14 +159,6 @@ impl Inventory {
         touched.extend(changed);
         touched
     }
-}
-
-fn read_physical(sysfs: &Sysfs, address: PciAddress) -> Option<PhysicalFunction> {
-    let function = sysfs.pci_device(address).ok()?;
-    PhysicalFunction::read(sysfs, &function).unwrap_or_else(|error| {
-        discovery::skipped(&function, &error);
-        None
-    })
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ pub(crate) fn companions(pool: &Pool, ids: &[String], sysfs: &Sysfs) -> Result<V
     let mut companions = Vec::new();
     for id in ids {
         // An unknown device is refused elsewhere.
-        let Some(device) = pool.offers.get(id).and_then(|offer| offer.device.as_ref()) else { continue };
+        let Some(device) = pool.offers.get(id.as_str()).and_then(|offer| offer.device.as_ref()) else {
+            continue;
+        };
         let function = sysfs.pci_device(device.address)?;
         if function.driver()?.as_deref() != Some("vfio-pci") && function.vfio_dev()?.is_none() {
             continue;
@@ -84,7 +86,7 @@ mod tests {
         }
         let (conf, _) = parse(r#"{"resourceList": [{"resourceName": "a"}]}"#, "intel.com").unwrap();
         let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
-        let pool = sort(&conf, &devices, &Allocations::default()).0.remove(0);
+        let pool = sort(&conf, &devices, &Allocations::default()).remove(0);
         // What is asked for, what another container holds, and which device stands in the way.
         for (asked, held, blocked) in [
             (&["10.0"][..], &[][..], None),

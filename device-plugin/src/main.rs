@@ -25,6 +25,7 @@ mod status;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use dlmalloc::GlobalDlmalloc;
 use host::{Netlink, Sysfs};
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
@@ -34,6 +35,10 @@ use cli::{Options, Output, Task};
 use config::Fault;
 use inventory::Inventory;
 use status::View;
+
+/// musl's allocator is slow, and a look at the devices makes thousands of texts (docs/dependencies.md).
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
 
 /// As Go's `flag` package ends a program whose command line it cannot understand.
 const USAGE_ERROR: u8 = 2;
@@ -96,7 +101,7 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
         Task::CheckConfig => {
             let look = runtime.block_on(Look::take(options))?;
             let View { conf, devices, allocations, .. } = &look.view;
-            let (pools, verdicts) = pool::sort(conf, devices, allocations);
+            let (pools, verdicts) = pool::judge(conf, devices, allocations);
             let findings = check::findings(conf, &look.suspicions, &pools, &verdicts);
             for finding in &findings {
                 println!("{}:{finding}", options.config_file.display());
@@ -124,7 +129,9 @@ impl Look {
         let devices = Inventory::read(&Sysfs::new(&options.places.sysfs), &routes)?.devices();
         // Without a kubelet nothing is held.
         let allocations = Allocations::read(&options.places.pod_resources_socket()).await.unwrap_or_default();
-        let view = View { conf: Arc::new(conf), devices, allocations, scanned: Instant::now() };
+        let pools = pool::sort(&conf, &devices, &allocations).into_iter().map(Arc::new).collect();
+        let (conf, allocations) = (Arc::new(conf), Arc::new(allocations));
+        let view = View { conf, devices, allocations, pools, scanned: Instant::now() };
         Ok(Self { view, suspicions })
     }
 }

@@ -136,11 +136,11 @@ mod tests {
         let text = format!(r#"{{"resourceList": [{{"resourceName": "a", "placement": "{placement}"}}]}}"#);
         let (conf, _) = parse(&text, "intel.com").unwrap();
         let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
-        sort(&conf, &devices, &Allocations::default()).0.remove(0)
+        sort(&conf, &devices, &Allocations::default()).remove(0)
     }
 
     fn preferred(pool: &Pool, required: &[&str], size: usize) -> String {
-        let available: Vec<String> = pool.offers.keys().rev().cloned().collect();
+        let available: Vec<String> = pool.offers.keys().rev().map(ToString::to_string).collect();
         let required: Vec<String> = required.iter().map(|&id| id.to_owned()).collect();
         let chosen = pool.prefer(&available, &required, size);
         let short = |id: String| id.trim_start_matches("0000:0").replace(":10.", ".");

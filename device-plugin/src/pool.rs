@@ -83,12 +83,12 @@ pub(crate) struct Offer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pool {
     pub(crate) conf: Arc<PoolConf>,
-    pub(crate) offers: BTreeMap<String, Offer>,
+    pub(crate) offers: BTreeMap<Arc<str>, Offer>,
 }
 
 impl Pool {
-    pub(crate) fn new(conf: PoolConf) -> Self {
-        Self { conf: Arc::new(conf), offers: BTreeMap::new() }
+    pub(crate) fn new(conf: Arc<PoolConf>) -> Self {
+        Self { conf, offers: BTreeMap::new() }
     }
 
     /// The selector that took a device.
@@ -96,19 +96,27 @@ impl Pool {
         self.conf.selectors.get(offer.selector)
     }
 
+    /// How many of its devices are healthy.
+    pub(crate) fn healthy(&self) -> usize {
+        self.offers.values().filter(|offer| offer.illness.is_none()).count()
+    }
+
+    /// What kubelet is told of each device, by name: whether it is healthy, and its NUMA node.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = (&str, bool, Option<u32>)> {
+        self.offers.iter().map(|(id, offer)| {
+            let node = offer.device.as_ref().and_then(|device| device.numa_node);
+            (&**id, offer.illness.is_none(), node.filter(|_| !self.conf.exclude_topology))
+        })
+    }
+
     /// The list for kubelet, sorted by name.
     pub(crate) fn advertised(&self) -> Vec<deviceplugin::Device> {
-        let advertise = |(id, offer): (&String, &Offer)| {
-            let health = if offer.illness.is_none() { HEALTHY } else { UNHEALTHY };
-            let node = offer.device.as_ref().and_then(|device| device.numa_node);
-            let node = node.filter(|_| !self.conf.exclude_topology);
-            deviceplugin::Device {
-                id: id.clone(),
-                health: health.to_owned(),
-                topology: node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
-            }
+        let advertise = |(id, is_healthy, node): (&str, bool, Option<u32>)| deviceplugin::Device {
+            id: id.to_owned(),
+            health: if is_healthy { HEALTHY } else { UNHEALTHY }.to_owned(),
+            topology: node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: node.into() }] }),
         };
-        self.offers.iter().map(advertise).collect()
+        self.listed().map(advertise).collect()
     }
 }
 
@@ -126,68 +134,88 @@ pub(crate) struct Verdict {
 ///
 /// What a container holds stays in the pool that it was given out from: another pool must not give it out again, and
 /// kubelet forgets a pod's device that disappears from the list.
-pub(crate) fn sort(
+pub(crate) fn sort(conf: &Conf, devices: &[Arc<Device>], allocations: &Allocations) -> Vec<Pool> {
+    sort_telling(conf, devices, allocations, |_, _| {})
+}
+
+/// The same, and where each device ended up.
+pub(crate) fn judge(
     conf: &Conf,
     devices: &[Arc<Device>],
     allocations: &Allocations,
 ) -> (Vec<Pool>, Vec<Verdict>) {
-    let mut pools: Vec<Pool> = conf.pools.iter().cloned().map(Pool::new).collect();
     let mut verdicts = Vec::new();
+    let pools = sort_telling(conf, devices, allocations, |device, pool| {
+        let asked = conf.pools.iter().enumerate().take(pool.unwrap_or(usize::MAX));
+        let left_out = asked.filter_map(|(index, conf)| Some((index, conf.objection(device)?))).collect();
+        verdicts.push(Verdict { device: device.clone(), pool, left_out });
+    });
+    (pools, verdicts)
+}
+
+fn sort_telling(
+    conf: &Conf,
+    devices: &[Arc<Device>],
+    allocations: &Allocations,
+    mut tell: impl FnMut(&Arc<Device>, Option<usize>),
+) -> Vec<Pool> {
+    let mut pools: Vec<Pool> = conf.pools.iter().cloned().map(Pool::new).collect();
     let mut held = BTreeMap::new();
     for (index, pool) in conf.pools.iter().enumerate() {
-        let resource = pool.resource.to_string();
-        held.extend(allocations.of(&resource).map(|(id, _)| (id.to_owned(), index)));
+        held.extend(allocations.of(&pool.resource.to_string()).map(|(id, _)| (id, index)));
     }
     for device in devices {
-        let holder = held.remove(&device.id);
-        let mut left_out = Vec::new();
-        let mut taken = None;
-        for (index, pool) in pools.iter_mut().enumerate() {
-            if holder.is_some_and(|holder| holder != index) {
-                continue;
+        let taken = match held.remove(&*device.id) {
+            Some(holder) => Some((holder, None)),
+            None => {
+                let fits = |(index, pool): (usize, &Pool)| Some((index, Some(pool.conf.fits(device)?)));
+                pools.iter().enumerate().find_map(fits)
             }
-            let (selector, illness) = match pool.conf.fits(device) {
-                Ok(selector) => (selector, carrier(&pool.conf, device)),
-                Err(reason) if holder.is_some() => unfit(&pool.conf, reason),
-                Err(reason) => {
-                    left_out.push((index, reason));
-                    continue;
-                }
+        };
+        tell(device, taken.map(|(index, _)| index));
+        if let Some((index, selector)) = taken
+            && let Some(pool) = pools.get_mut(index)
+        {
+            let (selector, illness) = match selector.or_else(|| pool.conf.fits(device)) {
+                Some(selector) => (selector, carrier(&pool.conf, device)),
+                None => unfit(&pool.conf, device),
             };
             let offer = Offer { device: Some(device.clone()), selector, illness };
             pool.offers.insert(device.id.clone(), offer);
-            taken = Some(index);
-            break;
         }
-        verdicts.push(Verdict { device: device.clone(), pool: taken, left_out });
     }
     for (id, index) in held {
         let gone = Offer { device: None, selector: 0, illness: Some(Illness::Gone) };
         if let Some(pool) = pools.get_mut(index) {
-            pool.offers.insert(id, gone);
+            pool.offers.insert(id.into(), gone);
         }
     }
-    (pools, verdicts)
+    pools
 }
 
 impl PoolConf {
-    /// The index of the selector that takes the device, or why none does.
-    pub(crate) fn fits(&self, device: &Device) -> Result<usize, Reason> {
+    /// The index of the selector that takes the device; `None` if none does, or it must not be offered.
+    pub(crate) fn fits(&self, device: &Device) -> Option<usize> {
+        if self.device_type != device.kind || self.obstacle(device).is_some() {
+            return None;
+        }
+        self.selectors.iter().position(|selector| selector.takes(device))
+    }
+
+    /// Why the pool does not take the device; `None` if it does.
+    pub(crate) fn objection(&self, device: &Device) -> Option<Reason> {
         if self.device_type != device.kind {
-            return Err(Reason::Type(self.device_type));
+            return Some(Reason::Type(self.device_type));
         }
-        let stands = |obstacle: &&Obstacle| !(self.offer_in_use && obstacle.is_in_use());
-        if let Some(obstacle) = device.obstacles.iter().find(stands) {
-            return Err(Reason::Obstacle(obstacle.clone()));
+        if let Some(obstacle) = self.obstacle(device) {
+            return Some(Reason::Obstacle(obstacle.clone()));
         }
-        let mut rejections = Vec::new();
-        for (index, selector) in self.selectors.iter().enumerate() {
-            match selector.reject(device) {
-                None => return Ok(index),
-                Some(rejection) => rejections.push(rejection),
-            }
-        }
-        Err(Reason::Selectors(rejections))
+        let rejections = self.selectors.iter().map(|selector| selector.reject(device));
+        rejections.collect::<Option<Vec<_>>>().map(Reason::Selectors)
+    }
+
+    fn obstacle<'a>(&self, device: &'a Device) -> Option<&'a Obstacle> {
+        device.obstacles.iter().find(|obstacle| !(self.offer_in_use && obstacle.is_in_use()))
     }
 }
 
@@ -196,17 +224,18 @@ fn carrier(pool: &PoolConf, device: &Device) -> Option<Illness> {
 }
 
 /// The state of a device that a container holds, though the pool would not take it now.
-fn unfit(pool: &PoolConf, reason: Reason) -> (usize, Option<Illness>) {
+fn unfit(pool: &PoolConf, device: &Device) -> (usize, Option<Illness>) {
+    let reason = pool.objection(device);
     // RDMA devices in exclusive mode are visible only in the container's namespace: no sign of illness.
     let hidden = match &reason {
-        Reason::Selectors(rejections) => {
+        Some(Reason::Selectors(rejections)) => {
             rejections.iter().position(|r| ["isRdma", "pKeys"].contains(&r.selector))
         }
         _ => None,
     };
     match hidden {
-        Some(selector) if selector < pool.selectors.len() => (selector, None),
-        _ => (0, Some(Illness::Unfit(reason))),
+        Some(selector) => (selector, None),
+        None => (0, reason.map(Illness::Unfit)),
     }
 }
 
@@ -233,11 +262,11 @@ mod tests {
 
     fn sorted(fake: &FakeSysfs, conf: &str, allocations: &Allocations) -> (Vec<Pool>, Vec<Verdict>) {
         let (conf, _) = parse(&format!("{{\"resourceList\": [{conf}]}}"), "intel.com").unwrap();
-        sort(&conf, &Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices(), allocations)
+        judge(&conf, &Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices(), allocations)
     }
 
     fn names(pool: &Pool) -> Vec<&str> {
-        pool.offers.keys().map(String::as_str).collect()
+        pool.offers.keys().map(|id| &**id).collect()
     }
 
     const NET_AND_DPDK: &str = r#"{"resourceName": "net", "selectors": {"drivers": ["igbvf"]}},
@@ -311,7 +340,7 @@ mod tests {
             (r#"{"resourceList": [{"resourceName": "a", "offerInUse": true}]}"#, 1),
         ] {
             let (conf, _) = parse(conf, "intel.com").unwrap();
-            let (pools, _) = sort(&conf, &devices(), &Allocations::default());
+            let pools = sort(&conf, &devices(), &Allocations::default());
             assert_eq!(pools[0].offers.len(), offered);
         }
     }

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use host::PciAddress;
 use serde::{Serialize, Serializer};
 
-use crate::config::{Ranged, Selector};
+use crate::config::{Ranged, Selector, VdpaType};
 use crate::device::Device;
 
 /// The condition that a device does not meet.
@@ -30,79 +31,135 @@ impl Serialize for Rejection {
     }
 }
 
+/// A condition, and what a device has to meet it with.
+enum Condition<'a> {
+    /// One of a list of texts.
+    Text {
+        selector: &'static str,
+        wanted: &'a [String],
+        found: Option<&'a str>,
+    },
+    /// One of a list of PCI addresses, written in full.
+    Address {
+        selector: &'static str,
+        wanted: &'a [String],
+        found: PciAddress,
+    },
+    /// A VF of one of these PFs.
+    PfName {
+        wanted: &'a [Ranged],
+        device: &'a Device,
+    },
+    RootDevice {
+        wanted: &'a [Ranged],
+        device: &'a Device,
+    },
+    Rdma {
+        wanted: bool,
+        device: &'a Device,
+    },
+    Vdpa {
+        wanted: Option<VdpaType>,
+        device: &'a Device,
+    },
+}
+
 impl Selector {
+    /// Whether the device meets all conditions.
+    pub(crate) fn takes(&self, device: &Device) -> bool {
+        self.conditions(device).iter().all(Condition::is_met)
+    }
+
     /// The first condition that the device does not meet; `None` if it meets all.
     pub(crate) fn reject(&self, device: &Device) -> Option<Rejection> {
-        let one = |value: &str| vec![value.to_owned()];
-        let some = |value: &Option<String>| value.iter().cloned().collect::<Vec<_>>();
-        let lists: [(&'static str, &[String], Vec<String>); 9] = [
-            ("vendors", &self.vendors, one(&device.vendor)),
-            ("devices", &self.devices, one(&device.device)),
-            ("drivers", &self.drivers, some(&device.driver)),
-            ("auxTypes", &self.aux_types, some(&device.aux_type)),
-            ("pciAddresses", &self.pci_addresses, one(&device.address.to_string())),
-            ("acpiIndexes", &self.acpi_indexes, some(&device.acpi_index)),
-            ("linkTypes", &self.link_types, some(&device.link_type)),
+        self.conditions(device).iter().find(|condition| !condition.is_met()).map(Condition::rejection)
+    }
+
+    fn conditions<'a>(&'a self, device: &'a Device) -> [Condition<'a>; 13] {
+        let text = |selector, wanted: &'a Vec<String>, found| Condition::Text { selector, wanted, found };
+        [
+            text("vendors", &self.vendors, Some(&*device.vendor)),
+            text("devices", &self.devices, Some(&*device.device)),
+            text("drivers", &self.drivers, device.driver.as_deref()),
+            text("auxTypes", &self.aux_types, device.aux_type.as_deref()),
+            Condition::Address {
+                selector: "pciAddresses",
+                wanted: &self.pci_addresses,
+                found: device.address,
+            },
+            text("acpiIndexes", &self.acpi_indexes, device.acpi_index.as_deref()),
+            text("linkTypes", &self.link_types, device.link_type.as_deref()),
             // Only devlink knows these, which is not asked yet: a device has none.
-            ("ddpProfiles", &self.ddp_profiles, Vec::new()),
-            ("pKeys", &self.p_keys, some(&device.p_key)),
-        ];
-        let mut rejections = lists.into_iter().filter_map(|(selector, wanted, found)| {
-            let met = wanted.is_empty()
-                || wanted.iter().any(|wanted| found.iter().any(|found| found.eq_ignore_ascii_case(wanted)));
-            (!met).then(|| Rejection { selector, wanted: list(wanted), found: list(&found) })
-        });
-        rejections
-            .next()
-            .or_else(|| self.reject_pf(device))
-            .or_else(|| self.reject_rdma(device))
-            .or_else(|| self.reject_vdpa(device))
-    }
-
-    fn reject_pf(&self, device: &Device) -> Option<Rejection> {
-        let address = device.pf.to_string();
-        let name = device.pf_name.as_deref();
-        ranged("pfNames", &self.pf_names, name, device)
-            .or_else(|| ranged("rootDevices", &self.root_devices, Some(&address), device))
-    }
-
-    fn reject_rdma(&self, device: &Device) -> Option<Rejection> {
-        (self.is_rdma && device.rdma.is_empty()).then(|| Rejection {
-            selector: "isRdma",
-            wanted: "an RDMA device".to_owned(),
-            found: "none".to_owned(),
-        })
-    }
-
-    fn reject_vdpa(&self, device: &Device) -> Option<Rejection> {
-        let wanted = self.vdpa_type?;
-        let driver = device.vdpa.as_ref().and_then(|vdpa| vdpa.driver.as_deref());
-        (driver != Some(wanted.driver())).then(|| Rejection {
-            selector: "vdpaType",
-            wanted: format!("a vDPA device with driver {}", wanted.driver()),
-            found: driver.map_or_else(|| "none".to_owned(), |driver| format!("one with driver {driver}")),
-        })
+            text("ddpProfiles", &self.ddp_profiles, None),
+            text("pKeys", &self.p_keys, device.p_key.as_deref()),
+            Condition::PfName { wanted: &self.pf_names, device },
+            Condition::RootDevice { wanted: &self.root_devices, device },
+            Condition::Rdma { wanted: self.is_rdma, device },
+            Condition::Vdpa { wanted: self.vdpa_type, device },
+        ]
     }
 }
 
-fn ranged(
-    selector: &'static str,
-    wanted: &[Ranged],
-    name: Option<&str>,
-    device: &Device,
-) -> Option<Rejection> {
-    let meets = |ranged: &Ranged| {
-        name.is_some_and(|name| ranged.name.eq_ignore_ascii_case(name)) && ranged.has(device.number)
-    };
-    if wanted.is_empty() || wanted.iter().any(meets) {
-        return None;
+impl Condition<'_> {
+    fn is_met(&self) -> bool {
+        let one_of =
+            |wanted: &[String], found: &str| wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(found));
+        match *self {
+            Self::Text { wanted, found, .. } => {
+                wanted.is_empty() || found.is_some_and(|found| one_of(wanted, found))
+            }
+            Self::Address { wanted, found, .. } => wanted.is_empty() || one_of(wanted, &found.to_string()),
+            Self::PfName { wanted, device } => {
+                wanted.is_empty() || device.pf_name.as_ref().is_some_and(|pf| in_ranges(wanted, pf, device))
+            }
+            Self::RootDevice { wanted, device } => {
+                wanted.is_empty() || in_ranges(wanted, &device.pf.to_string(), device)
+            }
+            Self::Rdma { wanted, device } => !wanted || !device.rdma.is_empty(),
+            Self::Vdpa { wanted, device } => {
+                wanted.is_none_or(|wanted| vdpa_driver(device) == Some(wanted.driver()))
+            }
+        }
     }
-    let found = match (name, device.number) {
-        (Some(name), Some(number)) => format!("{name}#{number}"),
-        (Some(name), None) => name.to_owned(),
+
+    /// What is asked for, and what there is in its place.
+    fn rejection(&self) -> Rejection {
+        let some = |found: Option<&str>| found.unwrap_or("none").to_owned();
+        let (selector, wanted, found) = match *self {
+            Self::Text { selector, wanted, found } => (selector, list(wanted), some(found)),
+            Self::Address { selector, wanted, found } => (selector, list(wanted), found.to_string()),
+            Self::PfName { wanted, device } => {
+                ("pfNames", list(wanted), numbered(device.pf_name.as_deref(), device))
+            }
+            Self::RootDevice { wanted, device } => {
+                ("rootDevices", list(wanted), numbered(Some(&device.pf.to_string()), device))
+            }
+            Self::Rdma { .. } => ("isRdma", "an RDMA device".to_owned(), some(None)),
+            Self::Vdpa { wanted, device } => {
+                let wanted = wanted.map_or("no driver", VdpaType::driver);
+                let found = vdpa_driver(device).map(|driver| format!("one with driver {driver}"));
+                ("vdpaType", format!("a vDPA device with driver {wanted}"), some(found.as_deref()))
+            }
+        };
+        Rejection { selector, wanted, found }
+    }
+}
+
+fn in_ranges(wanted: &[Ranged], name: &str, device: &Device) -> bool {
+    wanted.iter().any(|ranged| ranged.name.eq_ignore_ascii_case(name) && ranged.has(device.number))
+}
+
+/// A device's PF, with its number on that.
+fn numbered(pf: Option<&str>, device: &Device) -> String {
+    match (pf, device.number) {
+        (Some(pf), Some(number)) => format!("{pf}#{number}"),
+        (Some(pf), None) => pf.to_owned(),
         (None, _) => "no PF in this kernel".to_owned(),
-    };
-    Some(Rejection { selector, wanted: list(wanted), found })
+    }
+}
+
+fn vdpa_driver(device: &Device) -> Option<&str> {
+    device.vdpa.as_ref()?.driver.as_deref()
 }
 
 fn list<T: fmt::Display>(items: &[T]) -> String {
@@ -117,7 +174,7 @@ mod tests {
     use host::sysfs::VdpaDevice;
 
     use super::*;
-    use crate::config::{DeviceType, VdpaType};
+    use crate::config::DeviceType;
 
     fn vf() -> Device {
         Device {
@@ -205,6 +262,7 @@ mod tests {
         ];
         for (key, yes, no) in cases {
             assert_eq!(yes.reject(&vf()), None, "{key}");
+            assert!(yes.takes(&vf()) && no.takes(&vf()) == (key == "needVhostNet"), "{key}");
             let rejected = no.reject(&vf()).map(|rejection| rejection.selector);
             assert_eq!(rejected, (key != "needVhostNet").then_some(key));
         }

@@ -207,7 +207,8 @@ impl Vf {
     fn first_netdev(&self, sysfs: &Sysfs) -> Result<Option<String>, Error> {
         let device = self.address();
         let netdevs = sysfs.pci_device(device).and_then(|device| device.netdevs());
-        Ok(netdevs.map_err(|source| Error::Sysfs { device, source })?.into_iter().next())
+        let netdevs = netdevs.map_err(|source| Error::Sysfs { device, source })?;
+        Ok(netdevs.first().map(|netdev| netdev.name().to_owned()))
     }
 }
 
@@ -220,7 +221,8 @@ async fn find_pf(machine: &Machine, vf: &PciDevice) -> Result<Option<Pf>, Error>
     let sysfs = |source| Error::Sysfs { device: vf.address(), source };
     let Some(pf) = vf.physfn().map_err(sysfs)? else { return Ok(None) };
     let Some(number) = vf.vf_index().map_err(sysfs)? else { return Ok(None) };
-    let Some(name) = pf.main_netdev().map_err(sysfs)? else { return Ok(None) };
+    let Some(netdev) = pf.main_netdev().map_err(sysfs)? else { return Ok(None) };
+    let name = netdev.name().to_owned();
     let Some((link, vfs)) = machine.netlink.pf(&name).await? else { return Ok(None) };
     let driver = pf.driver().map_err(sysfs)?.unwrap_or_default();
     let reported = of_number(number, vfs);

@@ -53,13 +53,14 @@ pub async fn look(sysfs: &Sysfs, netlink: &Netlink) -> Result<Vfs> {
         if virtfns.is_empty() {
             continue;
         }
-        let name = pf.main_netdev()?.with_context(|| format!("PF {} has no interface", pf.address()))?;
+        let netdev = pf.main_netdev()?.with_context(|| format!("PF {} has no interface", pf.address()))?;
+        let name = netdev.name().to_owned();
         let link = netlink.link_by_name(&name).await?.with_context(|| format!("no link {name}"))?;
         let settings: BTreeMap<u32, VfSettings> = netlink.vfs(link.index).await?.into_iter().collect();
         for (index, device) in virtfns {
             let netdev = match device.main_netdev()? {
                 None => None,
-                Some(name) => netlink.link_by_name(&name).await?.map(|link| Netdev {
+                Some(netdev) => netlink.link_by_name(netdev.name()).await?.map(|link| Netdev {
                     name: link.name,
                     altnames: link.altnames,
                     mac: link.mac,

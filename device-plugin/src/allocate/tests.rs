@@ -14,7 +14,7 @@ fn pool(fake: &FakeSysfs, entry: &str) -> Pool {
     );
     let (conf, _) = parse(&text, "intel.com").unwrap();
     let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
-    sort(&conf, &devices, &Allocations::default()).0.remove(0)
+    sort(&conf, &devices, &Allocations::default()).remove(0)
 }
 
 /// Places in the tree, so that nothing of this machine is seen.

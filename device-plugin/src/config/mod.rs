@@ -9,6 +9,7 @@ mod range;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use host::PciAddress;
 
@@ -140,7 +141,7 @@ pub(crate) struct PoolConf {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Conf {
     /// In the order of the file: a device goes to the first pool that takes it.
-    pub(crate) pools: Vec<PoolConf>,
+    pub(crate) pools: Vec<Arc<PoolConf>>,
 }
 
 /// Why a configuration file cannot be used.
@@ -186,7 +187,7 @@ pub(crate) fn parse(text: &str, default_prefix: &str) -> Result<(Conf, Vec<Fault
                 entry.fault(format!("resource {} is there twice; give it one name each", pool.resource))
             );
         }
-        conf.pools.push(pool);
+        conf.pools.push(Arc::new(pool));
     }
     Ok((conf, suspicions))
 }

@@ -7,7 +7,7 @@ fn conf(text: &str) -> Conf {
 }
 
 /// One pool whose entry has these members.
-fn pool_of(members: &str) -> PoolConf {
+fn pool_of(members: &str) -> Arc<PoolConf> {
     conf(&format!(r#"{{"resourceList": [{{"resourceName": "a", {members}}}]}}"#)).pools.remove(0)
 }
 

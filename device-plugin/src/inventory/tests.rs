@@ -197,7 +197,7 @@ fn an_event_costs_what_it_concerns() {
         let sysfs = machine.fake.sysfs();
         let physical = inventory.physical_of(&sysfs, &touched);
         let physical =
-            physical.into_iter().map(|function| (function, read_physical(&sysfs, function))).collect();
+            physical.into_iter().map(|function| (function, discovery::physical(&sysfs, function))).collect();
         inventory.reach(touched, &physical).len()
     };
     assert_eq!(reach(&vf(0, 2)), 1);

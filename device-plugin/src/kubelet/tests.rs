@@ -106,7 +106,7 @@ impl Node {
 fn pool(fake: &FakeSysfs) -> Pool {
     let (conf, _) = parse(r#"{"resourceList": [{"resourceName": "vfs"}]}"#, "intel.com").unwrap();
     let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
-    sort(&conf, &devices, &Allocations::default()).0.remove(0)
+    sort(&conf, &devices, &Allocations::default()).remove(0)
 }
 
 #[tokio::test]

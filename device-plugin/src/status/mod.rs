@@ -17,7 +17,7 @@ use crate::allocations::Allocations;
 use crate::config::Conf;
 use crate::device::Device;
 use crate::explain::Report;
-use crate::pool;
+use crate::pool::{self, Pool};
 use exposition::Exposition;
 use server::Page;
 
@@ -34,7 +34,8 @@ const KUBELET_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) struct View {
     pub(crate) conf: Arc<Conf>,
     pub(crate) devices: Vec<Arc<Device>>,
-    pub(crate) allocations: Allocations,
+    pub(crate) allocations: Arc<Allocations>,
+    pub(crate) pools: Vec<Arc<Pool>>,
     /// When the devices were looked at.
     pub(crate) scanned: Instant,
 }
@@ -42,7 +43,7 @@ pub(crate) struct View {
 impl View {
     /// Where every device is, and why.
     pub(crate) fn report(&self) -> Report {
-        let (pools, verdicts) = pool::sort(&self.conf, &self.devices, &self.allocations);
+        let (pools, verdicts) = pool::judge(&self.conf, &self.devices, &self.allocations);
         Report::new(&self.conf, &pools, verdicts, &self.allocations)
     }
 
@@ -113,12 +114,11 @@ impl Status {
 }
 
 fn write_pools(view: &View, allocations: &Allocations, text: &mut Exposition) {
-    let (pools, _) = pool::sort(&view.conf, &view.devices, allocations);
-    text.gauge("sriov_device_plugin_pools", "Resources that are configured.").sample(&[], pools.len());
+    text.gauge("sriov_device_plugin_pools", "Resources that are configured.").sample(&[], view.pools.len());
     let mut family = text.gauge("sriov_device_plugin_devices", "Devices that are offered.");
-    for pool in &pools {
+    for pool in &view.pools {
         let resource = pool.conf.resource.to_string();
-        let healthy = pool.offers.values().filter(|offer| offer.illness.is_none()).count();
+        let healthy = pool.healthy();
         for (health, count) in [("healthy", healthy), ("unhealthy", pool.offers.len() - healthy)] {
             family.sample(&[("resource", &resource), ("health", health)], count);
         }

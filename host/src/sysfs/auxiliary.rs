@@ -1,9 +1,7 @@
 //! Devices of the auxiliary bus, such as scalable functions
 //! (`Documentation/driver-api/auxiliary_bus.rst`, `Documentation/networking/device_drivers/ethernet/mellanox/mlx5`).
 
-use std::path::PathBuf;
-
-use super::{Result, Sysfs, link_name, names_in, parsed};
+use super::{Directory, NetDevice, Result, Sysfs};
 use crate::PciAddress;
 
 /// A device of the auxiliary bus whose parent is a PCI function.
@@ -11,7 +9,7 @@ use crate::PciAddress;
 pub struct AuxiliaryDevice {
     name: String,
     parent: PciAddress,
-    path: PathBuf,
+    directory: Directory,
 }
 
 impl Sysfs {
@@ -20,11 +18,12 @@ impl Sysfs {
     /// # Errors
     /// The bus or a link cannot be read.
     pub fn auxiliary_devices(&self) -> Result<Vec<AuxiliaryDevice>> {
-        let bus = self.root.join("bus/auxiliary/devices");
+        let bus = self.directory("bus/auxiliary/devices");
         let mut devices = Vec::new();
-        for name in names_in(&bus)? {
-            if let Some(parent) = parent_pci(&bus.join(&name))? {
-                devices.push(AuxiliaryDevice { path: bus.join(&name), name, parent });
+        for name in bus.names()? {
+            let directory = bus.child(&name);
+            if let Some(parent) = parent_pci(directory.path())? {
+                devices.push(AuxiliaryDevice { name, parent, directory });
             }
         }
         Ok(devices)
@@ -67,7 +66,7 @@ impl AuxiliaryDevice {
     /// # Errors
     /// The link cannot be read.
     pub fn driver(&self) -> Result<Option<String>> {
-        link_name(&self.path.join("driver"))
+        self.directory.link_name("driver")
     }
 
     /// The number of a scalable function on its PF; `None` for other kinds.
@@ -75,15 +74,15 @@ impl AuxiliaryDevice {
     /// # Errors
     /// The attribute is not a number.
     pub fn sf_number(&self) -> Result<Option<u32>> {
-        parsed(&self.path.join("sfnum"), "the number of a scalable function")
+        self.directory.parsed("sfnum", "the number of a scalable function")
     }
 
-    /// The names of the device's network devices in the namespace of this sysfs, sorted.
+    /// The device's network devices in the namespace of this sysfs, by name.
     ///
     /// # Errors
     /// The directory cannot be listed.
-    pub fn netdevs(&self) -> Result<Vec<String>> {
-        names_in(&self.path.join("net"))
+    pub fn netdevs(&self) -> Result<Vec<NetDevice>> {
+        NetDevice::below(&self.directory)
     }
 
     /// The device's RDMA devices in the namespace of this sysfs, sorted.
@@ -91,12 +90,13 @@ impl AuxiliaryDevice {
     /// # Errors
     /// The directory cannot be listed.
     pub fn rdma_devices(&self) -> Result<Vec<String>> {
-        names_in(&self.path.join("infiniband"))
+        self.directory.child("infiniband").names()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::sysfs::fake::FakeSysfs;
 
     #[test]
@@ -114,7 +114,8 @@ mod tests {
         assert_eq!(sf.parent().to_string(), "0000:03:00.0");
         assert_eq!(sf.driver().unwrap().as_deref(), Some("mlx5_core.sf"));
         assert_eq!(sf.sf_number().unwrap(), Some(88));
-        assert_eq!(sf.netdevs().unwrap(), ["enp3s0f0s88"]);
+        let netdevs = sf.netdevs().unwrap();
+        assert_eq!(netdevs.iter().map(NetDevice::name).collect::<Vec<_>>(), ["enp3s0f0s88"]);
         assert_eq!(devices[0].sf_number().unwrap(), None);
     }
 }

@@ -77,6 +77,33 @@ impl FakeSysfs {
         pci
     }
 
+    /// Makes the device at `path`, and the link to it that the kernel puts into its class.
+    fn link_class(&self, class: &str, path: &str) {
+        let device = self.root().join(path);
+        fs::create_dir_all(&device).expect("a directory");
+        let name = device.file_name().expect("a name").to_string_lossy();
+        self.link(&device, &format!("class/{class}/{name}"));
+    }
+
+    /// Writes what the kernel's `uevent` of a function tells.
+    fn pci_uevent(&self, address: &str) {
+        let path = self.root().join("devices/pci0000:00").join(address);
+        let hex = |name: &str| {
+            let text = fs::read_to_string(path.join(name)).unwrap_or_default();
+            text.trim().trim_start_matches("0x").to_uppercase()
+        };
+        let driver = fs::read_link(path.join("driver")).ok();
+        let driver =
+            driver.and_then(|link| Some(format!("DRIVER={}\n", link.file_name()?.to_string_lossy())));
+        let (class, vendor, device) = (hex("class"), hex("vendor"), hex("device"));
+        let text = format!(
+            "{}PCI_CLASS={}\nPCI_ID={vendor}:{device}\nPCI_SLOT_NAME={address}\n",
+            driver.unwrap_or_default(),
+            class.trim_start_matches('0')
+        );
+        fs::write(path.join("uevent"), text).expect("an attribute");
+    }
+
     /// Sets an attribute anywhere in the tree; the kernel's final newline is added. Directories are made.
     pub fn attribute(&self, path: &str, value: &str) {
         let path = self.root().join(path);
@@ -87,8 +114,10 @@ impl FakeSysfs {
     /// Takes a function away, as an unplug or `echo 0 > sriov_numvfs` does.
     pub fn remove(&self, address: &str) {
         let path = self.pci(address).path();
-        for entry in fs::read_dir(path.join("net")).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(self.root().join("class/net").join(entry.file_name()));
+        for class in ["net", "infiniband"] {
+            for entry in fs::read_dir(path.join(class)).into_iter().flatten().flatten() {
+                let _ = fs::remove_file(self.root().join("class").join(class).join(entry.file_name()));
+            }
         }
         for entry in fs::read_dir(path.join("physfn")).into_iter().flatten().flatten() {
             let is_link = entry.file_name().to_string_lossy().starts_with("virtfn");
@@ -126,11 +155,23 @@ impl FakePci<'_> {
         fake.link(&fake.root().join(target), &format!("devices/pci0000:00/{address}/{name}"));
     }
 
-    /// Sets an attribute; the kernel's final newline is added. Sub-directories are made.
+    /// Sets an attribute; the kernel's final newline is added. Sub-directories are made: one such as `net/eth0` or
+    /// `infiniband/mlx5_0` is a device, with its link in the class.
     pub fn attribute(self, name: &str, value: &str) -> Self {
+        for class in ["net", "infiniband"] {
+            let parts: Vec<&str> = name.split('/').collect();
+            let Some(at) = parts.iter().position(|part| *part == class) else { continue };
+            if let Some(device) = parts.get(..at + 2).filter(|device| device.len() < parts.len()) {
+                let device = format!("devices/pci0000:00/{}/{}", self.address, device.join("/"));
+                self.fake.link_class(class, &device);
+            }
+        }
         let path = self.path().join(name);
         fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
         fs::write(path, format!("{value}\n")).expect("an attribute");
+        if ["class", "vendor", "device"].contains(&name) {
+            self.fake.pci_uevent(&self.address);
+        }
         self
     }
 
@@ -139,6 +180,7 @@ impl FakePci<'_> {
         let (fake, address) = (self.fake, self.address.clone());
         fs::create_dir_all(fake.root().join("bus/pci/drivers").join(driver)).expect("a directory");
         self.link(&format!("bus/pci/drivers/{driver}"), "driver");
+        fake.pci_uevent(&address);
         fake.link(&self.path(), &format!("bus/pci/drivers/{driver}/{address}"));
         if driver == "vfio-pci" {
             return self.attribute("vfio-dev/vfio0/uevent", "");
@@ -167,9 +209,8 @@ impl FakePci<'_> {
         let pci = self.clone();
         let (fake, address) = (self.fake, &self.address);
         let device = format!("devices/pci0000:00/{address}/net/{name}");
-        fs::create_dir_all(fake.root().join(&device)).expect("a directory");
+        fake.link_class("net", &device);
         fake.link(&self.path(), &format!("{device}/device"));
-        fake.link(&fake.root().join(&device), &format!("class/net/{name}"));
         pci.net_attribute(name, "type", "1")
             .net_attribute(name, "operstate", "up")
             .net_attribute(name, "carrier", "1")

@@ -6,6 +6,8 @@
 
 mod auxiliary;
 mod bind;
+mod class;
+mod directory;
 mod net;
 mod pci;
 mod rdma;
@@ -14,18 +16,19 @@ mod vdpa;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::sync::Arc;
 
 pub use auxiliary::AuxiliaryDevice;
+pub use class::Carried;
 pub use net::NetDevice;
-pub use pci::{IommuGroup, PciDevice};
+pub use pci::{Identity, IommuGroup, PciDevice};
 pub use rdma::RdmaNodes;
 pub use vdpa::VdpaDevice;
 
 use crate::PciAddress;
+use directory::Directory;
 
 /// What can go wrong in sysfs.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +88,7 @@ type Result<T> = std::result::Result<T, SysfsError>;
 /// A sysfs tree.
 #[derive(Debug, Clone)]
 pub struct Sysfs {
-    root: PathBuf,
+    root: Arc<Path>,
 }
 
 impl Default for Sysfs {
@@ -98,7 +101,7 @@ impl Sysfs {
     /// The tree below `root`.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into().into() }
     }
 
     /// Where the tree stands.
@@ -112,14 +115,19 @@ impl Sysfs {
     /// # Errors
     /// The directory cannot be listed. A machine without a PCI bus has no devices, which is no error.
     pub fn pci_devices(&self) -> Result<Vec<PciDevice>> {
-        let directory = self.pci_directory();
-        let mut devices: Vec<_> = names_in(&directory)?
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .map(|address| PciDevice::new(self.clone(), address))
-            .collect();
-        devices.sort_by_key(PciDevice::address);
-        Ok(devices)
+        let addresses = self.pci_addresses()?;
+        Ok(addresses.into_iter().map(|address| PciDevice::new(self.clone(), address)).collect())
+    }
+
+    /// The addresses of [`Sysfs::pci_devices`], sorted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pci_addresses(&self) -> Result<Vec<PciAddress>> {
+        let names = self.directory("bus/pci/devices").names()?;
+        let mut addresses: Vec<_> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        addresses.sort();
+        Ok(addresses)
     }
 
     /// The PCI function at `address`.
@@ -135,81 +143,29 @@ impl Sysfs {
         }
     }
 
+    /// The PCI function at `address`, open: for many questions about one device. Answers are of the function that is
+    /// there now; when it has gone, it has no attributes.
+    ///
+    /// # Errors
+    /// [`SysfsError::NoSuchDevice`] if there is none; or its directory cannot be opened.
+    pub fn open_pci_device(&self, address: PciAddress) -> Result<PciDevice> {
+        let missing = || SysfsError::NoSuchDevice { address, directory: self.pci_directory() };
+        PciDevice::new(self.clone(), address).opened()?.ok_or_else(missing)
+    }
+
     /// The network device `name` of the namespace that this sysfs was mounted in, present or not.
     #[must_use]
     pub fn net_device(&self, name: &str) -> NetDevice {
-        NetDevice::new(self.root.join("class/net").join(name))
+        NetDevice::new(name, self.directory("class/net").child(name))
+    }
+
+    fn directory(&self, path: &str) -> Directory {
+        Directory::new(self.root.join(path))
     }
 
     fn pci_directory(&self) -> PathBuf {
         self.root.join("bus/pci/devices")
     }
-}
-
-/// The text of an attribute without its final newline; `None` if the attribute does not exist.
-fn attribute(path: &Path) -> Result<Option<String>> {
-    // One read gives all of an attribute, which is at most a page. A scan reads thousands of them.
-    let mut page = [0; PAGE];
-    let read = File::open(path).and_then(|mut file| file.read(&mut page));
-    match read {
-        Ok(length) => {
-            let text = page.get(..length).unwrap_or_default();
-            Ok(Some(String::from_utf8_lossy(text).trim().to_owned()))
-        }
-        // A driver that has no value to give answers EOPNOTSUPP, EINVAL (carrier of a link that is
-        // down) or ENODEV (device on its way out): for a reader all of these are "no value".
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                || matches!(error.raw_os_error(), Some(EINVAL | ENODEV | EOPNOTSUPP)) =>
-        {
-            Ok(None)
-        }
-        Err(source) => Err(SysfsError::Read { path: path.to_owned(), source }),
-    }
-}
-
-const PAGE: usize = 4096;
-const ENODEV: i32 = 19;
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
-
-/// An attribute as a value of type `T`.
-fn parsed<T: FromStr>(path: &Path, expected: &'static str) -> Result<Option<T>> {
-    let Some(text) = attribute(path)? else { return Ok(None) };
-    match text.parse() {
-        Ok(value) => Ok(Some(value)),
-        Err(_) => Err(SysfsError::Parse { path: path.to_owned(), text, expected }),
-    }
-}
-
-/// The last component of a symbolic link's target; `None` if there is no such link.
-fn link_name(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_link(path) {
-        Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(SysfsError::Read { path: path.to_owned(), source }),
-    }
-}
-
-/// The names in a directory, sorted; empty if there is no such directory.
-fn names_in(directory: &Path) -> Result<Vec<String>> {
-    let read = |source| SysfsError::Read { path: directory.to_owned(), source };
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(read(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        match entry {
-            Ok(entry) => names.push(entry.file_name().to_string_lossy().into_owned()),
-            // The directory went away between opening and listing it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            Err(error) => return Err(read(error)),
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// Writes an attribute.

@@ -1,25 +1,36 @@
 //! A network device in sysfs (`Documentation/ABI/testing/sysfs-class-net`).
 
-use std::path::PathBuf;
-
-use super::{Result, SysfsError, attribute, link_name, names_in};
+use super::{Directory, Result, SysfsError};
 use crate::PciAddress;
 
 /// A network device. Only those of the namespace that sysfs was mounted in can be seen.
 #[derive(Debug, Clone)]
 pub struct NetDevice {
-    path: PathBuf,
+    name: String,
+    directory: Directory,
 }
 
 impl NetDevice {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path }
+    pub(super) fn new(name: &str, directory: Directory) -> Self {
+        Self { name: name.to_owned(), directory }
+    }
+
+    /// Those of the device in `directory`, by name.
+    pub(super) fn below(directory: &Directory) -> Result<Vec<Self>> {
+        let net = directory.child("net");
+        Ok(net.names()?.iter().map(|name| Self::new(name, net.child(name))).collect())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether the device is there.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.path.is_dir()
+        self.directory.path().is_dir()
     }
 
     /// The PCI function behind the device; `None` for a virtual one.
@@ -27,7 +38,7 @@ impl NetDevice {
     /// # Errors
     /// The link cannot be read.
     pub fn pci_address(&self) -> Result<Option<PciAddress>> {
-        Ok(link_name(&self.path.join("device"))?.and_then(|name| name.parse().ok()))
+        Ok(self.directory.link_name("device")?.and_then(|name| name.parse().ok()))
     }
 
     /// The PCI function that the device stands below, at whatever distance: a virtio or auxiliary device may be
@@ -36,10 +47,10 @@ impl NetDevice {
     /// # Errors
     /// The link cannot be read.
     pub fn function(&self) -> Result<Option<PciAddress>> {
-        match std::fs::read_link(&self.path) {
+        match std::fs::read_link(self.directory.path()) {
             Ok(target) => Ok(PciAddress::in_path(&target)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(SysfsError::Read { path: self.path.clone(), source }),
+            Err(source) => Err(SysfsError::Read { path: self.directory.path().to_owned(), source }),
         }
     }
 
@@ -64,7 +75,7 @@ impl NetDevice {
     /// # Errors
     /// The attribute is not a number.
     pub fn hardware_type(&self) -> Result<Option<u16>> {
-        super::parsed(&self.path.join("type"), "an ARP hardware type")
+        self.directory.parsed("type", "an ARP hardware type")
     }
 
     /// The operational state as RFC 2863 has it: `up`, `down`, `lowerlayerdown`, `unknown`, ...
@@ -80,7 +91,7 @@ impl NetDevice {
     /// # Errors
     /// The attribute cannot be read.
     pub fn carrier(&self) -> Result<Option<bool>> {
-        Ok(attribute(&self.path.join("carrier"))?.map(|text| text == "1"))
+        Ok(self.directory.attribute("carrier")?.map(|text| text == "1"))
     }
 
     /// The names of the devices that this one stands directly on: the ports of a bond or bridge, the parent of a
@@ -89,7 +100,7 @@ impl NetDevice {
     /// # Errors
     /// The directory cannot be listed.
     pub fn lowers(&self) -> Result<Vec<String>> {
-        let names = names_in(&self.path)?;
+        let names = self.directory.names()?;
         Ok(names.iter().filter_map(|name| Some(name.strip_prefix("lower_")?.to_owned())).collect())
     }
 
@@ -98,10 +109,10 @@ impl NetDevice {
     /// # Errors
     /// The link cannot be read.
     pub fn master(&self) -> Result<Option<String>> {
-        link_name(&self.path.join("master"))
+        self.directory.link_name("master")
     }
 
     fn non_empty(&self, name: &str) -> Result<Option<String>> {
-        Ok(attribute(&self.path.join(name))?.filter(|text| !text.is_empty()))
+        Ok(self.directory.attribute(name)?.filter(|text| !text.is_empty()))
     }
 }

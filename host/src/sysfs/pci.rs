@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{NetDevice, Result, Sysfs, SysfsError, attribute, link_name, names_in, parsed};
+use super::{Directory, NetDevice, Result, Sysfs, SysfsError};
 use crate::PciAddress;
 
 /// A PCI function: a PF, a VF, or any other. Cheap to hold; every question is asked of the kernel anew.
@@ -10,6 +10,7 @@ use crate::PciAddress;
 pub struct PciDevice {
     sysfs: Sysfs,
     address: PciAddress,
+    directory: Directory,
 }
 
 /// An IOMMU group (`Documentation/ABI/testing/sysfs-kernel-iommu_groups`).
@@ -21,9 +22,29 @@ pub struct IommuGroup {
     pub name: Option<String>,
 }
 
+/// What a function is, and what drives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// As [`PciDevice::class`].
+    pub class: u32,
+    /// As [`PciDevice::vendor`].
+    pub vendor: String,
+    /// As [`PciDevice::device`].
+    pub device: String,
+    /// As [`PciDevice::driver`].
+    pub driver: Option<String>,
+}
+
 impl PciDevice {
     pub(super) fn new(sysfs: Sysfs, address: PciAddress) -> Self {
-        Self { sysfs, address }
+        let directory = sysfs.directory(&format!("bus/pci/devices/{address}"));
+        Self { sysfs, address, directory }
+    }
+
+    /// The same function, open; `None` if there is none.
+    pub(super) fn opened(self) -> Result<Option<Self>> {
+        let Self { sysfs, address, directory } = self;
+        Ok(directory.opened()?.map(|directory| Self { sysfs, address, directory }))
     }
 
     /// The function's address.
@@ -35,7 +56,7 @@ impl PciDevice {
     /// The device's directory in sysfs.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.sysfs.pci_directory().join(self.address.to_string())
+        self.directory.path().to_owned()
     }
 
     pub(super) fn sysfs(&self) -> &Sysfs {
@@ -65,7 +86,7 @@ impl PciDevice {
     }
 
     fn hex_id(&self, name: &str) -> Result<String> {
-        let text = attribute(&self.path().join(name))?.unwrap_or_default();
+        let text = self.directory.attribute(name)?.unwrap_or_default();
         Ok(text.strip_prefix("0x").unwrap_or(&text).to_ascii_lowercase())
     }
 
@@ -74,13 +95,41 @@ impl PciDevice {
     /// # Errors
     /// The attribute is missing or not hexadecimal.
     pub fn class(&self) -> Result<u32> {
-        let path = self.path().join("class");
-        let text = attribute(&path)?.unwrap_or_default();
+        let text = self.directory.attribute("class")?.unwrap_or_default();
         let digits = text.strip_prefix("0x").unwrap_or(&text);
         u32::from_str_radix(digits, 16).map_err(|_| SysfsError::Parse {
-            path,
+            path: self.directory.path().join("class"),
             text: text.clone(),
             expected: "a class code such as 0x020000",
+        })
+    }
+
+    /// What the function is and what drives it, by one reading of its `uevent` attribute, which tells what `class`,
+    /// `vendor`, `device` and the link `driver` tell. Those are read where it does not.
+    ///
+    /// # Errors
+    /// As those of [`PciDevice::class`], [`PciDevice::vendor`], [`PciDevice::device`], [`PciDevice::driver`].
+    pub fn identity(&self) -> Result<Identity> {
+        let text = self.directory.attribute("uevent")?.unwrap_or_default();
+        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        let class = value("PCI_CLASS").and_then(|class| u32::from_str_radix(class, 16).ok());
+        let ids = value("PCI_ID").and_then(|ids| ids.split_once(':'));
+        let (Some(class), Some((vendor, device))) = (class, ids) else {
+            return Ok(Identity {
+                class: self.class()?,
+                vendor: self.vendor()?,
+                device: self.device()?,
+                driver: self.driver()?,
+            });
+        };
+        Ok(Identity {
+            class,
+            vendor: vendor.to_ascii_lowercase(),
+            device: device.to_ascii_lowercase(),
+            driver: match value("DRIVER") {
+                Some(driver) => Some(driver.to_owned()),
+                None => self.driver()?,
+            },
         })
     }
 
@@ -89,7 +138,7 @@ impl PciDevice {
     /// # Errors
     /// The link cannot be read.
     pub fn driver(&self) -> Result<Option<String>> {
-        link_name(&self.path().join("driver"))
+        self.directory.link_name("driver")
     }
 
     /// The NUMA node; `None` where the firmware does not say (the kernel's -1).
@@ -97,7 +146,7 @@ impl PciDevice {
     /// # Errors
     /// The attribute is not a number.
     pub fn numa_node(&self) -> Result<Option<u32>> {
-        let node: Option<i64> = parsed(&self.path().join("numa_node"), "a NUMA node number")?;
+        let node: Option<i64> = self.directory.parsed("numa_node", "a NUMA node number")?;
         Ok(node.and_then(|node| u32::try_from(node).ok()))
     }
 
@@ -106,7 +155,7 @@ impl PciDevice {
     /// # Errors
     /// The attribute cannot be read.
     pub fn acpi_index(&self) -> Result<Option<String>> {
-        attribute(&self.path().join("acpi_index"))
+        self.directory.attribute("acpi_index")
     }
 
     /// The PF of a VF; `None` for other functions, and for a VF inside a virtual machine.
@@ -118,11 +167,13 @@ impl PciDevice {
     }
 
     fn linked(&self, name: &str) -> Result<Option<PciDevice>> {
-        let path = self.path().join(name);
-        let Some(text) = link_name(&path)? else { return Ok(None) };
+        let Some(text) = self.directory.link_name(name)? else { return Ok(None) };
         match text.parse() {
             Ok(address) => Ok(Some(Self::new(self.sysfs.clone(), address))),
-            Err(_) => Err(SysfsError::Parse { path, text, expected: "a PCI address" }),
+            Err(_) => {
+                let path = self.directory.path().join(name);
+                Err(SysfsError::Parse { path, text, expected: "a PCI address" })
+            }
         }
     }
 
@@ -132,7 +183,7 @@ impl PciDevice {
     /// The directory or a link cannot be read.
     pub fn virtfns(&self) -> Result<Vec<(u32, PciDevice)>> {
         let mut vfs = Vec::new();
-        for name in names_in(&self.path())? {
+        for name in self.directory.names()? {
             let Some(index) = name.strip_prefix("virtfn").and_then(|n| n.parse().ok()) else { continue };
             // A link that vanished since the listing is a VF that vanished.
             if let Some(vf) = self.linked(&name)? {
@@ -161,8 +212,8 @@ impl PciDevice {
     /// Where the PF's SR-IOV capability puts this VF (First VF Offset and VF Stride, PCI Express Base
     /// Specification 9.3.3); `None` when the kernel does not show it.
     fn computed_vf_index(&self, pf: &Self) -> Result<Option<u32>> {
-        let offset: Option<u32> = parsed(&pf.path().join("sriov_offset"), "a number of functions")?;
-        let stride: Option<u32> = parsed(&pf.path().join("sriov_stride"), "a number of functions")?;
+        let offset: Option<u32> = pf.directory.parsed("sriov_offset", "a number of functions")?;
+        let stride: Option<u32> = pf.directory.parsed("sriov_stride", "a number of functions")?;
         let distance = self.address.routing_id().checked_sub(pf.address.routing_id());
         let (Some(offset), Some(stride), Some(distance)) = (offset, stride, distance) else {
             return Ok(None);
@@ -175,7 +226,7 @@ impl PciDevice {
     /// # Errors
     /// The attribute is not a number.
     pub fn total_vfs(&self) -> Result<Option<u32>> {
-        parsed(&self.path().join("sriov_totalvfs"), "a number of VFs")
+        self.directory.parsed("sriov_totalvfs", "a number of VFs")
     }
 
     /// How many VFs the PF has; `None` if the function has no SR-IOV capability.
@@ -185,7 +236,7 @@ impl PciDevice {
     /// # Errors
     /// The attribute is not a number.
     pub fn num_vfs(&self) -> Result<Option<u32>> {
-        parsed(&self.path().join("sriov_numvfs"), "a number of VFs")
+        self.directory.parsed("sriov_numvfs", "a number of VFs")
     }
 
     /// Sets the number of VFs. The kernel only goes from 0 to N or from N to 0, so a change between two
@@ -204,22 +255,22 @@ impl PciDevice {
         super::write(&path, &count.to_string())
     }
 
-    /// The names of the function's network devices in the namespace of this sysfs, sorted. Empty when
-    /// the netdev was moved to another namespace: the kernel tags the directory by namespace.
+    /// The function's network devices in the namespace of this sysfs, by name. None when the netdev was moved to
+    /// another namespace: the kernel tags the directory by namespace.
     ///
     /// # Errors
     /// The directory cannot be listed.
-    pub fn netdevs(&self) -> Result<Vec<String>> {
-        let names = names_in(&self.path().join("net"))?;
-        if !names.is_empty() || self.driver()?.as_deref() != Some("virtio-pci") {
-            return Ok(names);
+    pub fn netdevs(&self) -> Result<Vec<NetDevice>> {
+        let devices = NetDevice::below(&self.directory)?;
+        if !devices.is_empty() || self.driver()?.as_deref() != Some("virtio-pci") {
+            return Ok(devices);
         }
         // A virtio device stands on a bus of its own between the function and its network device.
-        let mut names = Vec::new();
-        for child in names_in(&self.path())?.iter().filter(|name| name.starts_with("virtio")) {
-            names.extend(names_in(&self.path().join(child).join("net"))?);
+        let mut devices = Vec::new();
+        for child in self.directory.names()?.iter().filter(|name| name.starts_with("virtio")) {
+            devices.extend(NetDevice::below(&self.directory.child(child))?);
         }
-        Ok(names)
+        Ok(devices)
     }
 
     /// The network device that stands for the function itself.
@@ -230,25 +281,26 @@ impl PciDevice {
     ///
     /// # Errors
     /// The directory or an attribute cannot be read.
-    pub fn main_netdev(&self) -> Result<Option<String>> {
-        let mut names = Vec::new();
-        for name in self.netdevs()? {
-            let device = self.sysfs.net_device(&name);
+    pub fn main_netdev(&self) -> Result<Option<NetDevice>> {
+        let mut devices = Vec::new();
+        for device in self.netdevs()? {
             let port = device.phys_port_name()?.unwrap_or_default();
-            if device.phys_switch_id()?.is_some() && is_uplink_port(&port) {
-                return Ok(Some(name));
+            if is_uplink_port(&port) && device.phys_switch_id()?.is_some() {
+                return Ok(Some(device));
             }
-            names.push((is_representor_port(&port), name));
+            devices.push((is_representor_port(&port), device));
         }
         // Not representors first; by name within each.
-        names.sort();
-        Ok(names.into_iter().next().map(|(_, name)| name))
+        devices.sort_by(|(is_port, device), (other_is_port, other)| {
+            (is_port, device.name()).cmp(&(other_is_port, other.name()))
+        });
+        Ok(devices.into_iter().next().map(|(_, device)| device))
     }
 
     /// The network device `name` of this function.
     #[must_use]
     pub fn netdev(&self, name: &str) -> NetDevice {
-        NetDevice::new(self.path().join("net").join(name))
+        NetDevice::new(name, self.directory.child("net").child(name))
     }
 
     /// The number of the function's IOMMU group, where its name is of no interest; `None` without an IOMMU.
@@ -256,10 +308,12 @@ impl PciDevice {
     /// # Errors
     /// The link cannot be read or names no number.
     pub fn iommu_group_id(&self) -> Result<Option<u32>> {
-        let path = self.path().join("iommu_group");
-        let Some(text) = link_name(&path)? else { return Ok(None) };
-        let invalid = |_| SysfsError::Parse { path, text: text.clone(), expected: "an IOMMU group number" };
-        text.parse().map(Some).map_err(invalid)
+        let Some(text) = self.directory.link_name("iommu_group")? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| SysfsError::Parse {
+            path: self.directory.path().join("iommu_group"),
+            text: text.clone(),
+            expected: "an IOMMU group number",
+        })
     }
 
     /// The function's IOMMU group; `None` without an IOMMU.
@@ -268,7 +322,7 @@ impl PciDevice {
     /// The link cannot be read or names no number.
     pub fn iommu_group(&self) -> Result<Option<IommuGroup>> {
         let Some(id) = self.iommu_group_id()? else { return Ok(None) };
-        let name = attribute(&self.path().join("iommu_group/name"))?;
+        let name = self.directory.attribute("iommu_group/name")?;
         Ok(Some(IommuGroup { id, name }))
     }
 
@@ -277,7 +331,7 @@ impl PciDevice {
     /// # Errors
     /// The group's directory cannot be listed.
     pub fn iommu_group_devices(&self) -> Result<Vec<PciAddress>> {
-        let names = names_in(&self.path().join("iommu_group/devices"))?;
+        let names = self.directory.child("iommu_group/devices").names()?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
@@ -287,7 +341,7 @@ impl PciDevice {
     /// # Errors
     /// The directory cannot be listed.
     pub fn vfio_dev(&self) -> Result<Option<String>> {
-        Ok(names_in(&self.path().join("vfio-dev"))?.into_iter().next())
+        Ok(self.directory.child("vfio-dev").names()?.into_iter().next())
     }
 
     /// Whether the function's VFIO device has a character device `/dev/vfio/devices/vfioN`; a no-IOMMU
@@ -297,7 +351,7 @@ impl PciDevice {
     /// The directory cannot be listed.
     pub fn vfio_cdev(&self) -> Result<Option<String>> {
         let Some(name) = self.vfio_dev()? else { return Ok(None) };
-        let has_node = attribute(&self.path().join("vfio-dev").join(&name).join("dev"))?.is_some();
+        let has_node = self.directory.child("vfio-dev").child(&name).attribute("dev")?.is_some();
         Ok(has_node.then_some(name))
     }
 
@@ -306,7 +360,7 @@ impl PciDevice {
     /// # Errors
     /// The directory cannot be listed.
     pub fn uio(&self) -> Result<Option<String>> {
-        Ok(names_in(&self.path().join("uio"))?.into_iter().next())
+        Ok(self.directory.child("uio").names()?.into_iter().next())
     }
 
     /// The function's RDMA devices in the namespace of this sysfs, sorted.
@@ -314,7 +368,7 @@ impl PciDevice {
     /// # Errors
     /// The directory cannot be listed.
     pub fn rdma_devices(&self) -> Result<Vec<String>> {
-        names_in(&self.path().join("infiniband"))
+        self.directory.child("infiniband").names()
     }
 }
 
@@ -341,6 +395,10 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn names(device: &PciDevice) -> Vec<String> {
+        device.netdevs().unwrap().iter().map(|device| device.name().to_owned()).collect()
+    }
+
     #[test]
     fn a_vf_knows_its_pf_and_its_index() {
         let fake = FakeSysfs::new();
@@ -357,7 +415,7 @@ mod tests {
             pf.attribute("sriov_offset", offset).attribute("sriov_stride", stride);
             assert_eq!(vf.vf_index().unwrap(), Some(2), "offset {offset}, stride {stride}");
         }
-        assert_eq!(vf.netdevs().unwrap(), ["ens1f0v2"]);
+        assert_eq!(names(&vf), ["ens1f0v2"]);
         let pf = vf.physfn().unwrap().unwrap();
         let indexes: Vec<u32> = pf.virtfns().unwrap().iter().map(|(index, _)| *index).collect();
         assert_eq!(indexes, [0, 2]);
@@ -380,6 +438,28 @@ mod tests {
             fake.sysfs().pci_device(address("0000:00:1e.0")),
             Err(SysfsError::NoSuchDevice { .. })
         ));
+    }
+
+    /// As `cat /sys/bus/pci/devices/*/uevent` shows it: the class without its leading zero, IDs in capitals.
+    #[test]
+    fn one_reading_tells_what_a_function_is() {
+        let fake = FakeSysfs::new();
+        fake.pci("0000:3b:10.0").attribute("device", "0x10ca").driver("igbvf");
+        let device = fake.sysfs().pci_device(address("0000:3b:10.0")).unwrap();
+        let bound = device.identity().unwrap();
+        assert_eq!((bound.class, bound.vendor.as_str(), bound.device.as_str()), (0x020000, "8086", "10ca"));
+        assert_eq!(bound.driver.as_deref(), Some("igbvf"));
+        let common = "PCI_ID=8086:10CA\nPCI_SUBSYS_ID=8086:0000\nPCI_SLOT_NAME=0000:3b:10.0";
+        for (text, driver) in [
+            (format!("DRIVER=vfio-pci\nPCI_CLASS=20000\n{common}"), "vfio-pci"),
+            (format!("PCI_CLASS=20000\n{common}"), "igbvf"),
+            (common.to_owned(), "igbvf"),
+            ("PCI_CLASS=network".to_owned(), "igbvf"),
+        ] {
+            fake.pci("0000:3b:10.0").attribute("uevent", &text);
+            let expected = Identity { driver: Some(driver.to_owned()), ..bound.clone() };
+            assert_eq!(device.identity().unwrap(), expected, "{text}");
+        }
     }
 
     #[test]
@@ -410,7 +490,7 @@ mod tests {
                 );
             }
             let pf = fake.sysfs().pci_device(address("0000:3b:00.0")).unwrap();
-            assert_eq!(pf.main_netdev().unwrap().as_deref(), main, "{ports:?}");
+            assert_eq!(pf.main_netdev().unwrap().as_ref().map(NetDevice::name), main, "{ports:?}");
         }
     }
 
@@ -419,8 +499,8 @@ mod tests {
         let fake = FakeSysfs::new();
         fake.pci("0000:00:03.0").driver("virtio-pci").attribute("virtio2/net/eth0/type", "1");
         let device = fake.sysfs().pci_device(address("0000:00:03.0")).unwrap();
-        assert_eq!(device.netdevs().unwrap(), ["eth0"]);
-        assert_eq!(device.main_netdev().unwrap().as_deref(), Some("eth0"));
+        assert_eq!(names(&device), ["eth0"]);
+        assert_eq!(device.main_netdev().unwrap().unwrap().hardware_type().unwrap(), Some(1));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The character devices of RDMA devices (`Documentation/ABI/stable/sysfs-class-infiniband`).
 
-use super::{Result, Sysfs, attribute, names_in, parsed};
+use super::{Result, Sysfs};
 
 /// Names below `/dev/infiniband` of the nodes of one RDMA device, each `None` where its module is not loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,8 +24,8 @@ impl Sysfs {
     pub fn rdma_nodes(&self, name: &str) -> Result<RdmaNodes> {
         let mut nodes = RdmaNodes::default();
         for class in ["infiniband_verbs", "infiniband_mad", "infiniband_cm"] {
-            let directory = self.root.join("class").join(class);
-            for node in names_in(&directory)? {
+            let directory = self.directory("class").child(class);
+            for node in directory.names()? {
                 // Beside the nodes stand attributes of the class itself, such as `abi_version`.
                 let slot = match node.trim_end_matches(|c: char| c.is_ascii_digit()) {
                     "uverbs" => &mut nodes.uverbs,
@@ -34,7 +34,7 @@ impl Sysfs {
                     "ucm" => &mut nodes.ucm,
                     _ => continue,
                 };
-                if attribute(&directory.join(&node).join("ibdev"))?.as_deref() != Some(name) {
+                if directory.child(&node).attribute("ibdev")?.as_deref() != Some(name) {
                     continue;
                 }
                 *slot = Some(node);
@@ -48,7 +48,7 @@ impl Sysfs {
     /// # Errors
     /// The attribute cannot be read.
     pub fn rdma_pkey(&self, name: &str) -> Result<Option<String>> {
-        attribute(&self.root.join("class/infiniband").join(name).join("ports/1/pkeys/0"))
+        self.directory("class/infiniband").child(name).attribute("ports/1/pkeys/0")
     }
 
     /// Whether the kernel offers the character device `name` of class `misc`, such as `vhost-net`, `tun` or
@@ -57,8 +57,8 @@ impl Sysfs {
     /// # Errors
     /// The attribute is not a device number.
     pub fn has_misc_device(&self, name: &str) -> Result<bool> {
-        let number =
-            parsed::<DeviceNumber>(&self.root.join("class/misc").join(name).join("dev"), "major:minor")?;
+        let directory = self.directory("class/misc").child(name);
+        let number = directory.parsed::<DeviceNumber>("dev", "major:minor")?;
         Ok(number.is_some())
     }
 }

@@ -1,7 +1,7 @@
 //! Devices of the vDPA bus (`Documentation/ABI/testing/sysfs-bus-vdpa`).
 
 use super::auxiliary::parent_pci;
-use super::{Result, Sysfs, link_name, names_in};
+use super::{Result, Sysfs};
 use crate::PciAddress;
 
 /// A vDPA device whose parent is a PCI function.
@@ -23,13 +23,13 @@ impl Sysfs {
     /// # Errors
     /// The bus or a link cannot be read.
     pub fn vdpa_devices(&self) -> Result<Vec<VdpaDevice>> {
-        let bus = self.root.join("bus/vdpa/devices");
+        let bus = self.directory("bus/vdpa/devices");
         let mut devices = Vec::new();
-        for name in names_in(&bus)? {
-            let path = bus.join(&name);
-            let Some(parent) = parent_pci(&path)? else { continue };
-            let driver = link_name(&path.join("driver"))?;
-            let vhost = names_in(&path)?.into_iter().find(|child| child.starts_with("vhost-vdpa-"));
+        for name in bus.names()? {
+            let device = bus.child(&name);
+            let Some(parent) = parent_pci(device.path())? else { continue };
+            let driver = device.link_name("driver")?;
+            let vhost = device.names()?.into_iter().find(|child| child.starts_with("vhost-vdpa-"));
             devices.push(VdpaDevice { name, parent, driver, vhost });
         }
         Ok(devices)

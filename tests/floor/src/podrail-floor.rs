@@ -99,7 +99,7 @@ async fn userspace(device: PciAddress, mac: MacAddress) -> Result<()> {
     let vf = Sysfs::default().pci_device(device)?;
     let pf = vf.physfn()?.context("not a VF")?.main_netdev()?.context("the PF has no interface")?;
     let number = vf.vf_index()?.context("not a VF")?;
-    here.set_vf(index(&here, &pf).await?, number, VfSetting::Mac(mac)).await?;
+    here.set_vf(index(&here, pf.name()).await?, number, VfSetting::Mac(mac)).await?;
     println!(r#"{{"cniVersion":"1.0.0","interfaces":[{{"name":"net1","mac":"{mac}"}}]}}"#);
     Ok(())
 }
