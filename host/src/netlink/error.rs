@@ -86,6 +86,11 @@ impl Error {
         matches!(self.errno(), Some(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPROTONOSUPPORT))
     }
 
+    /// Whether the kernel takes the request for nonsense, as of a parameter that a device does not have: EINVAL.
+    pub(super) fn is_invalid(&self) -> bool {
+        self.errno() == Some(Errno::EINVAL)
+    }
+
     /// Whether the device is busy, or refuses while it is up: EBUSY.
     #[must_use]
     pub fn is_busy(&self) -> bool {

@@ -8,6 +8,7 @@ use futures_util::stream::BoxStream;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::proto::ConnectionHandle;
 use rtnetlink::sys::SocketAddr;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use tokio::time::Instant;
 
 use super::addr::{Address, RTM_DELADDR, RTM_NEWADDR};
@@ -59,7 +60,7 @@ impl Events {
     /// [`Error::Socket`] when the kernel refuses the socket.
     pub fn subscribe(groups: &[Group]) -> Result<Self, Error> {
         let bits = groups.iter().fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
-        let (socket, _) = open_socket(bits)?;
+        let (socket, _) = open_socket(NETLINK_ROUTE, bits)?;
         let (connection, handle, messages) = rtnetlink::proto::from_socket_with_codec(socket);
         spawn(connection);
         Ok(Self { messages: messages.boxed(), _handle: handle })

@@ -1,4 +1,4 @@
-//! One route netlink message: its type and its bytes.
+//! One netlink message: its type and its bytes.
 
 use std::convert::Infallible;
 

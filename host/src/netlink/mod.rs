@@ -1,10 +1,11 @@
-//! Route netlink: links, virtual functions, addresses, routes and their events.
+//! Route netlink: links, virtual functions, addresses, routes and their events. And devlink, which is generic netlink.
 //!
 //! Requests are built with rtnetlink's types, so that what is sent equals what iproute2 sends. Replies
 //! are read attribute by attribute, taking what is known and skipping the rest: a kernel newer than
 //! this program, or a driver with odd answers, cannot make a reply undecodable.
 
 mod addr;
+mod devlink;
 mod error;
 mod events;
 mod ext_ack;
@@ -30,6 +31,7 @@ use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use crate::netns::Netns;
 
 pub use addr::Address;
+pub use devlink::{Devlink, DevlinkDevice, Versions};
 pub use error::Error;
 pub use events::{Event, Events, Group};
 pub use link::Link;
@@ -84,7 +86,11 @@ impl Netlink {
     /// # Errors
     /// [`Error::Socket`] when the kernel refuses the socket.
     pub fn connect() -> Result<Self, Error> {
-        let (socket, _) = open_socket(0)?;
+        Self::connect_to(NETLINK_ROUTE)
+    }
+
+    fn connect_to(protocol: isize) -> Result<Self, Error> {
+        let (socket, _) = open_socket(protocol, 0)?;
         let (connection, handle, _unsolicited) = rtnetlink::proto::from_socket_with_codec(socket);
         spawn(connection);
         Ok(Self { handle, limit: LIMIT })
@@ -161,11 +167,11 @@ enum Failure {
     Interrupted,
 }
 
-/// A route netlink socket bound to multicast `groups` (bit n-1 for group n), with the kernel's extended
+/// A socket of a netlink protocol, bound to multicast `groups` (bit n-1 for group n), with the kernel's extended
 /// acknowledgements switched on.
-fn open_socket(groups: u32) -> Result<(TokioSocket, SocketAddr), Error> {
+fn open_socket(protocol: isize, groups: u32) -> Result<(TokioSocket, SocketAddr), Error> {
     let open = || -> std::io::Result<_> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        let mut socket = TokioSocket::new(protocol)?;
         let address = SocketAddr::new(0, groups);
         let inner = socket.socket_mut();
         inner.bind(&address)?;
