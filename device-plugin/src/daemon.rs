@@ -18,6 +18,7 @@ use crate::cli::Options;
 use crate::config::{self, Conf, Fault, Resource};
 use crate::device::Device;
 use crate::discovery::{self, DefaultRoutes};
+use crate::firmware::Firmware;
 use crate::inventory::{Inventory, Scope};
 use crate::kubelet::{Endpoint, Granter, Patience, sweep_sockets};
 use crate::pool::{self, Pool};
@@ -136,6 +137,7 @@ struct Daemon {
     inventory: Arc<Inventory>,
     netlink: Option<Netlink>,
     default_routes: DefaultRoutes,
+    firmware: Firmware,
     granter: Arc<Granter>,
     /// What containers hold, when kubelet last said so.
     allocations: Option<Arc<Allocations>>,
@@ -167,6 +169,7 @@ impl Daemon {
             inventory: Arc::default(),
             netlink: None,
             default_routes: DefaultRoutes::new(),
+            firmware: Firmware::default(),
             granter: Arc::new(granter),
             allocations: None,
             swept: BTreeSet::new(),
@@ -240,6 +243,7 @@ impl Daemon {
         let started = Instant::now();
         self.ask_for_routes().await;
         let scope = std::mem::take(&mut self.scope);
+        self.firmware.doubt(&scope);
         let extent = match scope {
             Scope::Everything => Extent::Everything,
             Scope::Functions(_) => Extent::Some,
@@ -250,7 +254,8 @@ impl Daemon {
         let succeeded = matches!(scanned, Ok(Ok(_)));
         match scanned {
             Ok(Ok(inventory)) => {
-                self.publish(inventory.devices());
+                let devices = self.firmware.complete(&self.conf, inventory.devices()).await;
+                self.publish(devices);
                 self.inventory = Arc::new(inventory);
             }
             Ok(Err(error)) => tracing::error!(%error, "cannot scan the devices; keeping the old list"),

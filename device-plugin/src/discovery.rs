@@ -292,6 +292,8 @@ impl<'a> Reader<'a> {
             link_type: link_type(own.flatten()).or(port.link_type),
             carrier: port.carrier,
             rdma: Vec::new(),
+            rdma_enabled: false,
+            ddp_profile: None,
             p_key: None,
             vdpa: None,
             iommu_group: pci.iommu_group_id()?,

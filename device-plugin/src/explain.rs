@@ -43,6 +43,8 @@ struct Line {
     netdevs: Vec<String>,
     carrier: Option<bool>,
     rdma: Vec<String>,
+    /// If a selector wants to know.
+    ddp_profile: Option<String>,
     /// The resource that the device is offered as.
     resource: Option<String>,
     unhealthy: Option<Illness>,
@@ -98,6 +100,7 @@ impl Report {
                 netdevs: device.netdevs.clone(),
                 carrier: device.carrier,
                 rdma: device.rdma.clone(),
+                ddp_profile: device.ddp_profile.clone(),
             }
         });
         let gone = pools.iter().flat_map(|pool| {
@@ -164,6 +167,7 @@ impl Line {
         words.extend(self.numa_node.map(|node| format!("numa {node}")));
         words.extend(self.iommu_group.map(|group| format!("group {group}")));
         words.extend(self.rdma.iter().cloned());
+        words.extend(self.ddp_profile.as_ref().map(|profile| format!("DDP {profile:?}")));
         if self.number.is_none() {
             words.extend(self.carrier.map(|up| if up { "link up" } else { "link down" }.to_owned()));
         }

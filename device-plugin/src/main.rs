@@ -8,10 +8,12 @@ mod check;
 mod cli;
 mod config;
 mod daemon;
+mod ddptool;
 mod device;
 mod device_info;
 mod discovery;
 mod explain;
+mod firmware;
 mod inventory;
 mod iommu;
 mod kubelet;
@@ -33,6 +35,7 @@ use tracing_subscriber::EnvFilter;
 use allocations::Allocations;
 use cli::{Options, Output, Task};
 use config::Fault;
+use firmware::Firmware;
 use inventory::Inventory;
 use status::View;
 
@@ -127,6 +130,7 @@ impl Look {
         let (conf, suspicions) = config::load(&options.config_file, &options.resource_prefix)?;
         let routes = discovery::default_routes(&Netlink::connect()?).await?;
         let devices = Inventory::read(&Sysfs::new(&options.places.sysfs), &routes)?.devices();
+        let devices = Firmware::default().complete(&conf, devices).await;
         // Without a kubelet nothing is held.
         let allocations = Allocations::read(&options.places.pod_resources_socket()).await.unwrap_or_default();
         let pools = pool::sort(&conf, &devices, &allocations).into_iter().map(Arc::new).collect();

@@ -89,13 +89,13 @@ impl Selector {
             },
             text("acpiIndexes", &self.acpi_indexes, device.acpi_index.as_deref()),
             text("linkTypes", &self.link_types, device.link_type.as_deref()),
-            // Only devlink knows these, which is not asked yet: a device has none.
-            text("ddpProfiles", &self.ddp_profiles, None),
             text("pKeys", &self.p_keys, device.p_key.as_deref()),
             Condition::PfName { wanted: &self.pf_names, device },
             Condition::RootDevice { wanted: &self.root_devices, device },
-            Condition::Rdma { wanted: self.is_rdma, device },
             Condition::Vdpa { wanted: self.vdpa_type, device },
+            // Last: these are asked only of a device that meets all others.
+            Condition::Rdma { wanted: self.is_rdma, device },
+            text("ddpProfiles", &self.ddp_profiles, device.ddp_profile.as_deref()),
         ]
     }
 }
@@ -115,7 +115,7 @@ impl Condition<'_> {
             Self::RootDevice { wanted, device } => {
                 wanted.is_empty() || in_ranges(wanted, &device.pf.to_string(), device)
             }
-            Self::Rdma { wanted, device } => !wanted || !device.rdma.is_empty(),
+            Self::Rdma { wanted, device } => !wanted || !device.rdma.is_empty() || device.rdma_enabled,
             Self::Vdpa { wanted, device } => {
                 wanted.is_none_or(|wanted| vdpa_driver(device) == Some(wanted.driver()))
             }
@@ -194,6 +194,8 @@ mod tests {
             link_type: Some("ether".into()),
             carrier: Some(true),
             rdma: vec!["irdma5".into()],
+            rdma_enabled: false,
+            ddp_profile: Some("ICE COMMS Package".into()),
             p_key: None,
             vdpa: None,
             iommu_group: Some(14),
@@ -254,7 +256,11 @@ mod tests {
                 Selector { link_types: texts(&["infiniband", "ether"]), ..selector() },
                 Selector { link_types: texts(&["infiniband"]), ..selector() },
             ),
-            ("ddpProfiles", selector(), Selector { ddp_profiles: texts(&["GTPv1-C/U"]), ..selector() }),
+            (
+                "ddpProfiles",
+                Selector { ddp_profiles: texts(&["GTPv1-C/U", "ICE COMMS Package"]), ..selector() },
+                Selector { ddp_profiles: texts(&["GTPv1-C/U"]), ..selector() },
+            ),
             ("pKeys", selector(), Selector { p_keys: texts(&["0x7fff"]), ..selector() }),
             ("auxTypes", selector(), Selector { aux_types: texts(&["sf"]), ..selector() }),
             ("vdpaType", selector(), Selector { vdpa_type: Some(VdpaType::Vhost), ..selector() }),
@@ -285,6 +291,8 @@ mod tests {
         device.rdma.clear();
         let selector = Selector { is_rdma: true, ..Selector::default() };
         assert_eq!(selector.reject(&device).unwrap().selector, "isRdma");
+        device.rdma_enabled = true;
+        assert_eq!(selector.reject(&device), None, "the RDMA device is in a container");
         let selector = Selector { vdpa_type: Some(VdpaType::Virtio), ..Selector::default() };
         for (driver, met) in [("vhost_vdpa", false), ("virtio_vdpa", true)] {
             device.vdpa = Some(VdpaDevice {

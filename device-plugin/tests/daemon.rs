@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -377,4 +378,44 @@ fn reports_go_to_standard_output() {
     assert!(text(checked).contains("config.json:1:53: resourceList[0].selector: unknown key"));
     assert!(text(node.run(&["-version"])).starts_with("sriov-device-plugin "));
     assert!(text(node.run(&["-help"])).contains("-config-file"));
+}
+
+/// A DDP package is known to `ddptool` alone here, as with most X710; the tool is asked once for all VFs of a PF.
+#[tokio::test]
+async fn a_ddp_profile_selects_vfs() {
+    let node = Node::new();
+    node.add_vf(2, "igbvf");
+    node.configure(
+        r#"{"resourceList": [
+            {"resourceName": "gtp", "selectors": {"drivers": ["igbvf"], "ddpProfiles": ["GTPv1-C/U IPv4/IPv6 payload"]}},
+            {"resourceName": "pppoe", "selectors": {"drivers": ["igbvf"], "ddpProfiles": ["E710 PPPoE and PPPoL2TPv2"]}}]}"#,
+    );
+    fs::create_dir(node.path("bin")).unwrap();
+    let tool = |name: &str| {
+        let (calls, tool) = (node.path("calls"), node.path("bin/ddptool"));
+        let answer = format!(r#"{{"DDPInventory": {{"DDPpackage": {{"name": "{name}"}}}}}}"#);
+        let script = format!("#!/bin/sh\necho \"$@\" >>{}\necho '{answer}'\n", calls.display());
+        fs::write(&tool, script).unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    tool("GTPv1-C/U IPv4/IPv6 payload");
+    let path = format!("{}:{}", node.path("bin").display(), std::env::var("PATH").unwrap());
+    let explained = node.command(&["-explain"]).env("PATH", &path).output().unwrap();
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    for line in [
+        "├─ #0  0000:3b:10.0  igbvf  8086:10ca  DDP \"GTPv1-C/U IPv4/IPv6 payload\"  -> intel.com/gtp",
+        "├─ #1  0000:3b:10.1  vfio-pci  8086:10ca\n",
+    ] {
+        assert!(explained.contains(line), "{explained}");
+    }
+    assert_eq!(fs::read_to_string(node.path("calls")).unwrap(), "-l -a -j -s 0000:3b:10.0\n");
+
+    let plugin = Plugin(node.command(&[]).env("PATH", &path).spawn().unwrap());
+    let (mut gtp, mut pppoe) = (node.list("gtp").await, node.list("pppoe").await);
+    assert_eq!((gtp.next().await.len(), pppoe.next().await.len()), (2, 0));
+    // Another package was loaded: no event, but the next look at everything finds it.
+    tool("E710 PPPoE and PPPoL2TPv2");
+    plugin.signal("-HUP");
+    assert_eq!((gtp.next().await.len(), pppoe.next().await.len()), (0, 2));
+    plugin.stop();
 }

@@ -344,9 +344,6 @@ fn selector(value: &Value<'_>, kind: DeviceType, suspicions: &mut Vec<Fault>) ->
             )));
         }
     }
-    if let Some(value) = object.get("ddpProfiles").filter(|_| known.contains(&"ddpProfiles")) {
-        suspicions.push(value.fault("matches nothing: DDP profiles cannot be read yet"));
-    }
     let vdpa_type = match object.get("vdpaType").filter(|_| known.contains(&"vdpaType")) {
         None => None,
         Some(value) => match value.decode::<String>("a text")?.as_str() {

@@ -1,0 +1,305 @@
+//! What sysfs does not tell: the DDP profile of a NIC, and whether a device whose RDMA device is in a container has one.
+//!
+//! devlink is asked, and for a profile that it does not know Intel's `ddptool`. Both may ask the firmware, which takes
+//! its time; so only that is asked which a selector wants to know, each NIC once in a look, and again when an event
+//! named it or when everything is looked at. What cannot be learnt now stays as it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use host::PciAddress;
+use host::netlink::{Devlink, DevlinkDevice, Error};
+use tokio::time::{Instant, timeout};
+
+use crate::config::{Conf, DeviceType, Selector};
+use crate::ddptool::DdpTool;
+use crate::device::Device;
+use crate::inventory::Scope;
+
+/// The name of a NIC's active DDP package among its versions (`Documentation/networking/devlink/ice.rst`).
+const PACKAGE: &str = "fw.app.name";
+/// Whether the driver makes an RDMA device (`Documentation/networking/devlink/devlink-params.rst`).
+const ENABLE_RDMA: &str = "enable_rdma";
+/// How long a look waits for all answers together.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// What is known from earlier looks.
+#[derive(Debug, Default)]
+pub(crate) struct Firmware {
+    devlink: Option<Devlink>,
+    tool: DdpTool,
+    profiles: BTreeMap<PciAddress, Profile>,
+    /// Whether a device has an RDMA device, wherever it is.
+    rdma: BTreeMap<String, bool>,
+}
+
+/// The DDP profile of a NIC, by the PF of its functions.
+#[derive(Debug, Clone)]
+struct Profile {
+    name: Option<String>,
+    asked: Instant,
+    /// Whether it is to be asked again.
+    is_due: bool,
+}
+
+impl Firmware {
+    /// What events may have changed is asked again in the next look.
+    pub(crate) fn doubt(&mut self, scope: &Scope) {
+        for (pf, profile) in &mut self.profiles {
+            profile.is_due |= match scope {
+                Scope::Everything => true,
+                Scope::Functions(functions) => functions.contains(pf),
+            };
+        }
+    }
+
+    /// Adds to `devices` what the selectors of `conf` want to know.
+    pub(crate) async fn complete(&mut self, conf: &Conf, mut devices: Vec<Arc<Device>>) -> Vec<Arc<Device>> {
+        let questions = Questions::of(conf, &devices);
+        self.profiles.retain(|pf, _| questions.profiles.contains_key(pf));
+        self.rdma.retain(|id, _| questions.rdma.contains_key(id));
+        if questions == Questions::default() {
+            self.devlink = None;
+            return devices;
+        }
+        if timeout(LIMIT, self.ask(&questions)).await.is_err() {
+            tracing::warn!("the firmware is slow to answer; keeping what was known");
+        }
+        self.tell(&questions, &mut devices);
+        devices
+    }
+
+    async fn ask(&mut self, questions: &Questions) {
+        let devlink = self.connected().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot ask devlink");
+            self.devlink = None;
+            None
+        });
+        let devlink = devlink.as_ref();
+        for (id, device) in &questions.rdma {
+            let Some((devlink, _)) = devlink.filter(|(_, present)| present.contains(device)) else {
+                continue;
+            };
+            match devlink.flag(device, ENABLE_RDMA).await {
+                Ok(flag) => drop(self.rdma.insert(id.clone(), flag == Some(true))),
+                Err(error) => tracing::warn!(%error, "keeping what was known"),
+            }
+        }
+        for (pf, functions) in self.due(questions) {
+            let told = match devlink {
+                Some((devlink, present)) => package(devlink, present, pf, functions).await,
+                None => Ok(None),
+            };
+            let name = match (told, functions.first()) {
+                (Err(error), _) => {
+                    tracing::warn!(%error, "keeping what was known");
+                    continue;
+                }
+                (Ok(None), Some(function)) => self.tool.profile(*function, pf).await,
+                (Ok(name), _) => name,
+            };
+            self.profiles.insert(pf, Profile { name, asked: Instant::now(), is_due: false });
+        }
+    }
+
+    /// devlink, and the devices that speak it; `None` if the kernel does not.
+    async fn connected(&mut self) -> Result<Option<(Devlink, BTreeSet<DevlinkDevice>)>, Error> {
+        if self.devlink.is_none() {
+            self.devlink = Devlink::connect().await?;
+        }
+        match &self.devlink {
+            Some(devlink) => Ok(Some((devlink.clone(), devlink.devices().await?))),
+            None => Ok(None),
+        }
+    }
+
+    /// The NICs to be asked for their profile: those first that were not asked for the longest time, so that slow
+    /// ones do not keep others from their turn.
+    fn due<'q>(&self, questions: &'q Questions) -> Vec<(PciAddress, &'q BTreeSet<PciAddress>)> {
+        let asked = |pf: &PciAddress| self.profiles.get(pf).map(|profile| profile.asked);
+        let is_due = |pf: &PciAddress| self.profiles.get(pf).is_none_or(|profile| profile.is_due);
+        let due = questions.profiles.iter().filter(|(pf, _)| is_due(pf));
+        let mut due: Vec<_> = due.map(|(pf, functions)| (*pf, functions)).collect();
+        due.sort_by_key(|(pf, _)| asked(pf));
+        due
+    }
+
+    fn tell(&self, questions: &Questions, devices: &mut [Arc<Device>]) {
+        for device in devices {
+            let wants_profile = questions
+                .profiles
+                .get(&device.pf)
+                .is_some_and(|functions| functions.contains(&device.address));
+            let profile = self.profiles.get(&device.pf).filter(|_| wants_profile);
+            if let Some(name) = profile.and_then(|profile| profile.name.clone())
+                && device.kind == DeviceType::NetDevice
+            {
+                Arc::make_mut(device).ddp_profile = Some(name);
+            }
+            if self.rdma.get(&*device.id) == Some(&true) {
+                Arc::make_mut(device).rdma_enabled = true;
+            }
+        }
+    }
+}
+
+/// The active package by devlink: as a VF has it, or else its PF.
+async fn package(
+    devlink: &Devlink,
+    present: &BTreeSet<DevlinkDevice>,
+    pf: PciAddress,
+    functions: &BTreeSet<PciAddress>,
+) -> Result<Option<String>, Error> {
+    let function =
+        functions.iter().map(|function| DevlinkDevice::pci(*function)).find(|f| present.contains(f));
+    let pf = Some(DevlinkDevice::pci(pf)).filter(|pf| present.contains(pf) && function.as_ref() != Some(pf));
+    for device in function.iter().chain(&pf) {
+        let versions = devlink.versions(device).await?;
+        if let Some(name) = versions.and_then(|mut versions| versions.running.remove(PACKAGE)) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// What the selectors want to know that sysfs does not tell.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Questions {
+    /// The functions whose DDP profile is wanted, by their PF.
+    profiles: BTreeMap<PciAddress, BTreeSet<PciAddress>>,
+    /// Devices without an RDMA device in sight, of which one is wanted.
+    rdma: BTreeMap<String, DevlinkDevice>,
+}
+
+impl Questions {
+    /// A device that meets the other conditions is asked about, and no other.
+    fn of(conf: &Conf, devices: &[Arc<Device>]) -> Self {
+        let mut questions = Self::default();
+        let selectors = conf.pools.iter().flat_map(|pool| {
+            let asking = |selector: &&Selector| selector.is_rdma || !selector.ddp_profiles.is_empty();
+            pool.selectors.iter().filter(asking).map(|selector| {
+                let others = Selector { is_rdma: false, ddp_profiles: Vec::new(), ..selector.clone() };
+                (pool.device_type, selector, others)
+            })
+        });
+        for (kind, selector, others) in selectors {
+            let candidates = devices.iter().filter(|device| device.kind == kind);
+            for device in candidates.filter(|device| others.takes(device)) {
+                if !selector.ddp_profiles.is_empty() {
+                    questions.profiles.entry(device.pf).or_default().insert(device.address);
+                }
+                if selector.is_rdma && device.rdma.is_empty() {
+                    let name = match kind {
+                        DeviceType::AuxNetDevice => DevlinkDevice::auxiliary(&device.id),
+                        DeviceType::NetDevice | DeviceType::Accelerator => DevlinkDevice::pci(device.address),
+                    };
+                    questions.rdma.insert(device.id.to_string(), name);
+                }
+            }
+        }
+        questions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host::sysfs::fake::FakeSysfs;
+
+    use super::*;
+    use crate::config::parse;
+    use crate::discovery::DefaultRoutes;
+    use crate::inventory::Inventory;
+
+    fn address(text: &str) -> PciAddress {
+        text.parse().unwrap()
+    }
+
+    /// Two PFs with two VFs each, of which one has an RDMA device in sight, and a scalable function.
+    fn devices() -> Vec<Arc<Device>> {
+        let fake = FakeSysfs::new();
+        for pf in ["0000:3b:00.0", "0000:5e:00.0"] {
+            fake.pci(pf).driver("ice").netdev(if pf.contains("3b") { "ens1" } else { "ens2" }).sriov(8);
+            for number in 0..2 {
+                let vf = pf.replace("00.0", &format!("10.{number}"));
+                fake.pci(&vf).vf_of(pf, number).driver(if number == 0 { "iavf" } else { "vfio-pci" });
+            }
+        }
+        fake.pci("0000:3b:10.0").attribute("infiniband/irdma0/node_type", "1");
+        fake.pci("0000:3b:00.0").auxiliary("mlx5_core.sf.4", "mlx5_core.sf");
+        Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices()
+    }
+
+    fn questions(selectors: &str) -> Questions {
+        let text = format!(r#"{{"resourceList": [{{"resourceName": "a", "selectors": {selectors}}}]}}"#);
+        Questions::of(&parse(&text, "intel.com").unwrap().0, &devices())
+    }
+
+    #[test]
+    fn only_what_a_selector_wants_to_know_is_asked() {
+        assert_eq!(questions(r#"{"drivers": ["iavf"]}"#), Questions::default());
+        let asked = questions(r#"{"drivers": ["iavf"], "ddpProfiles": ["ICE COMMS Package"]}"#);
+        assert_eq!(
+            asked.profiles,
+            BTreeMap::from([
+                (address("0000:3b:00.0"), BTreeSet::from([address("0000:3b:10.0")])),
+                (address("0000:5e:00.0"), BTreeSet::from([address("0000:5e:10.0")])),
+            ])
+        );
+        assert_eq!(asked.rdma, BTreeMap::new());
+        let asked = questions(
+            r#"[{"pfNames": ["ens1"], "ddpProfiles": ["x"], "isRdma": true}, {"vendors": ["ffff"], "isRdma": true}]"#,
+        );
+        let vfs = BTreeSet::from([address("0000:3b:10.0"), address("0000:3b:10.1")]);
+        assert_eq!(asked.profiles, BTreeMap::from([(address("0000:3b:00.0"), vfs)]));
+        let hidden = DevlinkDevice::pci(address("0000:3b:10.1"));
+        assert_eq!(asked.rdma, BTreeMap::from([("0000:3b:10.1".to_owned(), hidden)]));
+    }
+
+    #[test]
+    fn scalable_functions_are_asked_on_their_bus() {
+        let text = r#"{"resourceList": [{"resourceName": "a", "deviceType": "auxNetDevice",
+            "selectors": {"auxTypes": ["sf"], "isRdma": true}}]}"#;
+        let asked = Questions::of(&parse(text, "intel.com").unwrap().0, &devices());
+        let hidden = DevlinkDevice::auxiliary("mlx5_core.sf.4");
+        assert_eq!(asked.rdma, BTreeMap::from([("mlx5_core.sf.4".to_owned(), hidden)]));
+    }
+
+    #[test]
+    fn answers_reach_the_devices_that_were_asked_about() {
+        let asked = questions(r#"{"pfNames": ["ens1"], "ddpProfiles": ["x"], "isRdma": true}"#);
+        let profile = Profile { name: Some("x".into()), asked: Instant::now(), is_due: false };
+        let firmware = Firmware {
+            profiles: BTreeMap::from([(address("0000:3b:00.0"), profile)]),
+            rdma: BTreeMap::from([("0000:3b:10.1".into(), true), ("0000:5e:10.1".into(), false)]),
+            ..Firmware::default()
+        };
+        let mut devices = devices();
+        firmware.tell(&asked, &mut devices);
+        let told: Vec<_> = devices
+            .iter()
+            .filter(|device| device.ddp_profile.is_some() || device.rdma_enabled)
+            .map(|device| (device.id.as_str(), device.ddp_profile.as_deref(), device.rdma_enabled))
+            .collect();
+        assert_eq!(told, [("0000:3b:10.0", Some("x"), false), ("0000:3b:10.1", Some("x"), true)]);
+    }
+
+    #[test]
+    fn each_nic_is_asked_once_and_again_when_an_event_names_it() {
+        let asked = questions(r#"{"ddpProfiles": ["x"]}"#);
+        let mut firmware = Firmware::default();
+        let due = |firmware: &Firmware| {
+            firmware.due(&asked).into_iter().map(|(pf, _)| pf.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(due(&firmware), ["0000:3b:00.0", "0000:5e:00.0"]);
+        let now = Instant::now();
+        for (pf, asked) in [("0000:3b:00.0", now), ("0000:5e:00.0", now.checked_sub(LIMIT).unwrap())] {
+            firmware.profiles.insert(address(pf), Profile { name: None, asked, is_due: false });
+        }
+        assert_eq!(due(&firmware), [""; 0]);
+        firmware.doubt(&Scope::Functions(BTreeSet::from([address("0000:3b:00.0")])));
+        assert_eq!(due(&firmware), ["0000:3b:00.0"]);
+        firmware.doubt(&Scope::Everything);
+        assert_eq!(due(&firmware), ["0000:5e:00.0", "0000:3b:00.0"], "the one first that waits longer");
+    }
+}
