@@ -21,6 +21,8 @@ pub(crate) struct Device {
     pub(crate) vendor: String,
     pub(crate) device: String,
     pub(crate) driver: Option<String>,
+    /// Of an auxiliary device: the driver of the function that carries it.
+    pub(crate) parent_driver: Option<String>,
     pub(crate) numa_node: Option<u32>,
     pub(crate) acpi_index: Option<String>,
     /// Kind of an auxiliary device, such as `sf`.

@@ -262,6 +262,7 @@ impl<'a> Reader<'a> {
         device.aux_type = Some(child.kind().to_owned());
         device.number = child.sf_number()?;
         device.driver = child.driver()?;
+        device.parent_driver = parent.identity.driver.clone();
         device.rdma = child.rdma_devices()?;
         self.finish(device, &netdevs)
     }
@@ -282,6 +283,7 @@ impl<'a> Reader<'a> {
             vendor: identity.vendor.clone(),
             device: identity.device.clone(),
             driver: None,
+            parent_driver: None,
             numa_node: pci.numa_node()?,
             acpi_index: None,
             aux_type: None,
@@ -409,6 +411,7 @@ mod tests {
         assert_eq!(sf.kind, DeviceType::AuxNetDevice);
         assert_eq!((sf.pf_name.as_deref(), sf.number), (Some("p0"), Some(88)));
         assert_eq!((sf.aux_type.as_deref(), sf.driver.as_deref()), (Some("sf"), Some("mlx5_core.sf")));
+        assert_eq!(sf.parent_driver.as_deref(), Some("mlx5_core"));
         assert_eq!(
             (sf.rdma.as_slice(), sf.address.to_string().as_str()),
             (&["mlx5_4".to_owned()][..], "0000:03:00.0")

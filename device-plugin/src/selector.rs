@@ -5,7 +5,7 @@ use std::fmt;
 use host::PciAddress;
 use serde::{Serialize, Serializer};
 
-use crate::config::{Ranged, Selector, VdpaType};
+use crate::config::{DeviceType, Ranged, Selector, VdpaType};
 use crate::device::Device;
 
 /// The condition that a device does not meet.
@@ -38,6 +38,11 @@ enum Condition<'a> {
         selector: &'static str,
         wanted: &'a [String],
         found: Option<&'a str>,
+    },
+    /// A driver, also of the function that carries an auxiliary device.
+    Driver {
+        wanted: &'a [String],
+        device: &'a Device,
     },
     /// One of a list of PCI addresses, written in full.
     Address {
@@ -80,7 +85,7 @@ impl Selector {
         [
             text("vendors", &self.vendors, Some(&*device.vendor)),
             text("devices", &self.devices, Some(&*device.device)),
-            text("drivers", &self.drivers, device.driver.as_deref()),
+            Condition::Driver { wanted: &self.drivers, device },
             text("auxTypes", &self.aux_types, device.aux_type.as_deref()),
             Condition::Address {
                 selector: "pciAddresses",
@@ -109,11 +114,14 @@ impl Condition<'_> {
                 wanted.is_empty() || found.is_some_and(|found| one_of(wanted, found))
             }
             Self::Address { wanted, found, .. } => wanted.is_empty() || one_of(wanted, &found.to_string()),
+            Self::Driver { wanted, device } => {
+                wanted.is_empty() || drivers(device).any(|driver| one_of(wanted, driver))
+            }
             Self::PfName { wanted, device } => {
-                wanted.is_empty() || device.pf_name.as_ref().is_some_and(|pf| in_ranges(wanted, pf, device))
+                wanted.is_empty() || pf_name(device).is_some_and(|pf| in_ranges(wanted, pf, device))
             }
             Self::RootDevice { wanted, device } => {
-                wanted.is_empty() || in_ranges(wanted, &device.pf.to_string(), device)
+                wanted.is_empty() || pf(device).is_some_and(|pf| in_ranges(wanted, &pf.to_string(), device))
             }
             Self::Rdma { wanted, device } => !wanted || !device.rdma.is_empty() || device.rdma_enabled,
             Self::Vdpa { wanted, device } => {
@@ -127,12 +135,16 @@ impl Condition<'_> {
         let some = |found: Option<&str>| found.unwrap_or("none").to_owned();
         let (selector, wanted, found) = match *self {
             Self::Text { selector, wanted, found } => (selector, list(wanted), some(found)),
+            Self::Driver { wanted, device } => {
+                ("drivers", list(wanted), list(&drivers(device).collect::<Vec<_>>()))
+            }
             Self::Address { selector, wanted, found } => (selector, list(wanted), found.to_string()),
             Self::PfName { wanted, device } => {
-                ("pfNames", list(wanted), numbered(device.pf_name.as_deref(), device))
+                ("pfNames", list(wanted), numbered(pf_name(device), device))
             }
             Self::RootDevice { wanted, device } => {
-                ("rootDevices", list(wanted), numbered(Some(&device.pf.to_string()), device))
+                let pf = pf(device).map(|pf| pf.to_string());
+                ("rootDevices", list(wanted), numbered(pf.as_deref(), device))
             }
             Self::Rdma { .. } => ("isRdma", "an RDMA device".to_owned(), some(None)),
             Self::Vdpa { wanted, device } => {
@@ -145,6 +157,20 @@ impl Condition<'_> {
     }
 }
 
+fn drivers(device: &Device) -> impl Iterator<Item = &str> {
+    device.driver.iter().chain(&device.parent_driver).map(String::as_str)
+}
+
+/// The PF of a VF or SF. A PF is none of its own VFs: it would be given away as soon as it has none.
+fn pf(device: &Device) -> Option<PciAddress> {
+    let has_pf = device.pf != device.address || device.kind == DeviceType::AuxNetDevice;
+    has_pf.then_some(device.pf)
+}
+
+fn pf_name(device: &Device) -> Option<&str> {
+    pf(device).and(device.pf_name.as_deref())
+}
+
 fn in_ranges(wanted: &[Ranged], name: &str, device: &Device) -> bool {
     wanted.iter().any(|ranged| ranged.name.eq_ignore_ascii_case(name) && ranged.has(device.number))
 }
@@ -154,7 +180,7 @@ fn numbered(pf: Option<&str>, device: &Device) -> String {
     match (pf, device.number) {
         (Some(pf), Some(number)) => format!("{pf}#{number}"),
         (Some(pf), None) => pf.to_owned(),
-        (None, _) => "no PF in this kernel".to_owned(),
+        (None, _) => "no PF here".to_owned(),
     }
 }
 
@@ -174,7 +200,6 @@ mod tests {
     use host::sysfs::VdpaDevice;
 
     use super::*;
-    use crate::config::DeviceType;
 
     fn vf() -> Device {
         Device {
@@ -184,6 +209,7 @@ mod tests {
             vendor: "8086".into(),
             device: "154c".into(),
             driver: Some("iavf".into()),
+            parent_driver: None,
             numa_node: Some(0),
             acpi_index: Some("7".into()),
             aux_type: None,
@@ -282,7 +308,33 @@ mod tests {
         let mut in_a_guest = vf();
         in_a_guest.pf_name = None;
         let rejection = selector.reject(&in_a_guest).unwrap().to_string();
-        assert!(rejection.ends_with("the device has no PF in this kernel"), "{rejection}");
+        assert!(rejection.ends_with("the device has no PF here"), "{rejection}");
+    }
+
+    #[test]
+    fn a_pf_is_no_vf_of_its_own() {
+        let mut pf = vf();
+        (pf.id, pf.address, pf.number) = (pf.pf.to_string().into(), pf.pf, None);
+        for selector in [
+            Selector { pf_names: ranges(&["ens1f0"]), ..Selector::default() },
+            Selector { root_devices: ranges(&["0000:3b:00.0"]), ..Selector::default() },
+        ] {
+            let rejection = selector.reject(&pf).unwrap().to_string();
+            assert!(rejection.ends_with("the device has no PF here"), "{rejection}");
+            pf.kind = DeviceType::AuxNetDevice;
+            assert_eq!(selector.reject(&pf), None, "a scalable function stands on its PF");
+            pf.kind = DeviceType::NetDevice;
+        }
+    }
+
+    #[test]
+    fn a_scalable_function_has_two_drivers() {
+        let sf =
+            Device { driver: Some("mlx5_core.sf".into()), parent_driver: Some("mlx5_core".into()), ..vf() };
+        for (driver, met) in [("mlx5_core.sf", true), ("mlx5_core", true), ("vfio-pci", false)] {
+            let selector = Selector { drivers: texts(&[driver]), ..Selector::default() };
+            assert_eq!(selector.reject(&sf).is_none(), met, "{driver}");
+        }
     }
 
     #[test]
