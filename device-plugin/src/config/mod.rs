@@ -156,11 +156,14 @@ pub(crate) enum Error {
 /// Reads the file at `path`. Also returns what is suspicious in it, though it can be used.
 pub(crate) fn load(path: &Path, default_prefix: &str) -> Result<(Conf, Vec<Fault>), Error> {
     let text = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let understood = match std::str::from_utf8(&text) {
+    understand(&text, default_prefix).map_err(|fault| Error::Invalid { path: path.to_owned(), fault })
+}
+
+fn understand(file: &[u8], default_prefix: &str) -> Result<(Conf, Vec<Fault>), Fault> {
+    match std::str::from_utf8(file) {
         Ok(text) => parse(text, default_prefix),
-        Err(error) => Err(not_text(&text, error.valid_up_to())),
-    };
-    understood.map_err(|fault| Error::Invalid { path: path.to_owned(), fault })
+        Err(error) => Err(not_text(file, error.valid_up_to())),
+    }
 }
 
 fn not_text(bytes: &[u8], offset: usize) -> Fault {
@@ -206,8 +209,8 @@ const POOL_KEYS: [&str; 9] = [
 
 fn pool(entry: &Value<'_>, default_prefix: &str, suspicions: &mut Vec<Fault>) -> Result<PoolConf, Fault> {
     let object = entry.object()?;
-    // The operator writes this key, and nobody has ever read it.
-    let known: Vec<&str> = POOL_KEYS.into_iter().chain(["selectorObj"]).collect();
+    // The operator writes one of these keys, and nobody has ever read it.
+    let known: Vec<&str> = POOL_KEYS.into_iter().chain(["selectorObj", "selectorObjs"]).collect();
     suspicions.extend(object.others(&known).map(|value| value.fault("unknown key, ignored")));
     let resource = resource(entry, &object, default_prefix, suspicions)?;
     let device_type = match object.get("deviceType") {
@@ -292,6 +295,33 @@ fn resource(
     Ok(Resource { prefix, name })
 }
 
+/// The only kind of auxiliary device that is a network device of its own: others, such as `eth`, are parts of one.
+const SCALABLE_FUNCTION: &str = "sf";
+
+/// A selector, what its texts look like, and how to say so.
+type Form = (&'static str, fn(&str) -> bool, &'static str);
+
+const FORMS: [Form; 5] = [
+    ("vendors", is_pci_id, "write four hexadecimal digits, such as 8086"),
+    ("devices", is_pci_id, "write four hexadecimal digits, such as 154c"),
+    (
+        "pciAddresses",
+        |text| text.parse::<PciAddress>().is_ok(),
+        "write the address in full, such as 0000:3b:02.1",
+    ),
+    ("rootDevices", is_root_device, "write the address in full, such as 0000:3b:00.0#0-3"),
+    ("linkTypes", |text| ["ether", "infiniband"].contains(&text), "there are ether and infiniband"),
+];
+
+fn is_pci_id(text: &str) -> bool {
+    text.len() == 4 && text.bytes().all(|octet| octet.is_ascii_hexdigit())
+}
+
+/// With or without numbers of functions behind it.
+fn is_root_device(text: &str) -> bool {
+    text.split('#').next().is_some_and(|address| address.trim().parse::<PciAddress>().is_ok())
+}
+
 /// The selectors that a type of device has.
 fn selector_keys(device_type: DeviceType) -> &'static [&'static str] {
     match device_type {
@@ -311,9 +341,17 @@ fn selector_keys(device_type: DeviceType) -> &'static [&'static str] {
             "vdpaType",
         ],
         DeviceType::Accelerator => &["vendors", "devices", "drivers", "pciAddresses", "acpiIndexes"],
-        DeviceType::AuxNetDevice => {
-            &["vendors", "devices", "drivers", "auxTypes", "pfNames", "rootDevices", "linkTypes", "isRdma"]
-        }
+        DeviceType::AuxNetDevice => &[
+            "vendors",
+            "devices",
+            "drivers",
+            "auxTypes",
+            "pfNames",
+            "rootDevices",
+            "linkTypes",
+            "isRdma",
+            "needVhostNet",
+        ],
     }
 }
 
@@ -337,11 +375,16 @@ fn selector(value: &Value<'_>, kind: DeviceType, suspicions: &mut Vec<Fault>) ->
         entries.collect::<Result<Vec<_>, _>>()
     };
     let plain = |key: &str| Ok(texts(key)?.into_iter().map(|(text, _)| text).collect::<Vec<_>>());
-    for (address, value) in texts("pciAddresses")? {
-        if address.parse::<PciAddress>().is_err() {
-            suspicions.push(value.fault(format!(
-                "{address:?} matches nothing: write the address in full, such as 0000:3b:02.1"
-            )));
+    for (key, is_possible, form) in FORMS {
+        for (text, value) in texts(key)? {
+            if !is_possible(&text) {
+                suspicions.push(value.fault(format!("{text:?} matches nothing: {form}")));
+            }
+        }
+    }
+    for (kind, value) in texts("auxTypes")? {
+        if kind != SCALABLE_FUNCTION {
+            return Err(value.fault(format!("{kind:?} is no auxiliary device for containers; there is sf")));
         }
     }
     let vdpa_type = match object.get("vdpaType").filter(|_| known.contains(&"vdpaType")) {
@@ -380,8 +423,9 @@ fn selector(value: &Value<'_>, kind: DeviceType, suspicions: &mut Vec<Fault>) ->
 /// A list of texts, each with its value for error messages.
 fn texts<'a>(object: &Object<'a>, key: &str) -> Result<Vec<(String, Value<'a>)>, Fault> {
     let Some(list) = object.get(key) else { return Ok(Vec::new()) };
-    let values = list.list()?.into_iter().filter(|value| !value.is_null());
-    values.map(|value| Ok((value.decode("a text")?, value))).collect()
+    // Null is an empty text, which nothing has: to leave it out could leave a list that is no condition.
+    let text = |value: &Value<'a>| Ok(value.decode::<Option<String>>("a text")?.unwrap_or_default());
+    list.list()?.into_iter().map(|value| Ok((text(&value)?, value))).collect()
 }
 
 fn additional_info(object: &Object<'_>, suspicions: &mut Vec<Fault>) -> Result<AdditionalInfo, Fault> {
@@ -392,11 +436,15 @@ fn additional_info(object: &Object<'_>, suspicions: &mut Vec<Fault>) -> Result<A
             suspicions.push(texts.fault("matches nothing: the key must be * or a full PCI address"));
         }
         if !texts.is_null() {
-            info.insert(device.to_owned(), texts.decode("an object of texts")?);
+            let texts: BTreeMap<String, Option<String>> = texts.decode("an object of texts")?;
+            let texts = texts.into_iter().map(|(name, text)| (name, text.unwrap_or_default()));
+            info.insert(device.to_owned(), texts.collect());
         }
     }
     Ok(info)
 }
 
+#[cfg(test)]
+mod corpus;
 #[cfg(test)]
 mod tests;
