@@ -4,13 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use host::PciAddress;
 use host::sysfs::{PciDevice, Sysfs, SysfsError};
 use kubelet_api::deviceplugin::{CdiDevice, ContainerAllocateResponse, DeviceSpec};
 
 use crate::config::{DeviceType, PoolConf, Resource, Selector, VdpaType};
 use crate::device::Device;
-use crate::device_info::DeviceInfo;
+use crate::device_info::{DeviceInfo, Parent};
 use crate::places::Places;
 use crate::pool::Pool;
 
@@ -108,11 +107,14 @@ impl Lookup<'_> {
         if self.selector.need_vhost_net {
             self.vhost_net(&mut grant)?;
         }
-        let mut info = DeviceInfo::pci(self.device.address, self.pf(), &self.device.rdma);
+        let mut info = DeviceInfo::pci(self.device.address, self.pf()?, &self.device.rdma);
         if let Some(kind) = self.selector.vdpa_type {
             info = self.vdpa(&mut grant, kind)?;
         }
         grant.info = (conf.device_type == DeviceType::NetDevice).then_some(info);
+        if !conf.additional_info.is_empty() {
+            grant.facts.entry("extra").or_default();
+        }
         for key in ["*", &self.device.address.to_string()] {
             for (name, text) in conf.additional_info.get(key).into_iter().flatten() {
                 grant.fact("extra", name, text);
@@ -130,8 +132,13 @@ impl Lookup<'_> {
     }
 
     /// The PF, unless the device is one itself.
-    fn pf(&self) -> Option<PciAddress> {
-        (self.device.pf != self.device.address).then_some(self.device.pf)
+    fn pf(&self) -> Result<Parent, Error> {
+        let Some(pf) = self.read(self.function.physfn())? else { return Ok(Parent::default()) };
+        let representor_device = match self.device.number {
+            Some(number) => self.read(self.sysfs.representor(&pf, number))?,
+            None => None,
+        };
+        Ok(Parent { pf_pci_address: Some(pf.address()), representor_device })
     }
 
     /// Whether the node `/dev/<name>` is there, or the kernel would make it: a container's `/dev` can be older than
@@ -178,17 +185,23 @@ impl Lookup<'_> {
         if self.device.rdma.is_empty() {
             return Err(self.missing("its RDMA device is in another network namespace"));
         }
-        for name in &self.device.rdma {
+        for (index, name) in self.device.rdma.iter().enumerate() {
+            // The names are there once: those of the first device.
+            let is_first = index == 0;
             let nodes = self.read(self.sysfs.rdma_nodes(name))?;
             if nodes.uverbs.is_none() {
                 return Err(self.missing("its RDMA device has no uverbs node; load the module ib_uverbs"));
             }
-            grant.fact("rdma", "rdma_dev", name);
+            if is_first {
+                grant.fact("rdma", "rdma_dev", name);
+            }
             let kinds =
                 [("uverbs", nodes.uverbs), ("umad", nodes.umad), ("issm", nodes.issm), ("ucm", nodes.ucm)];
             for (kind, node) in kinds {
-                if let Some(node) = node {
-                    grant.node("rdma", kind, Node::same(format!("/dev/infiniband/{node}")));
+                match node.map(|node| Node::same(format!("/dev/infiniband/{node}"))) {
+                    Some(node) if is_first => grant.node("rdma", kind, node),
+                    Some(node) => grant.nodes.push(node),
+                    None => {}
                 }
             }
         }
@@ -224,9 +237,9 @@ impl Lookup<'_> {
                 );
             }
             (VdpaType::Vhost, Some(path)) => grant.node("vdpa", "mount", Node::same(path.clone())),
-            (VdpaType::Virtio, _) => {}
+            (VdpaType::Virtio, _) => drop(grant.facts.entry("vdpa").or_default()),
         }
-        Ok(DeviceInfo::vdpa(self.device.address, self.pf(), &vdpa.name, kind, path))
+        Ok(DeviceInfo::vdpa(self.device.address, self.pf()?, &vdpa.name, kind, path))
     }
 }
 

@@ -32,8 +32,8 @@ struct Pci {
     pci_address: PciAddress,
     #[serde(skip_serializing_if = "Option::is_none")]
     rdma_device: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pf_pci_address: Option<PciAddress>,
+    #[serde(flatten)]
+    pf: Parent,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,33 +44,40 @@ struct Vdpa {
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
     pci_address: PciAddress,
+    #[serde(flatten)]
+    pf: Parent,
+}
+
+/// What the PF of a VF adds. Nothing for other functions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Parent {
+    /// The PF.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pf_pci_address: Option<PciAddress>,
+    pub(crate) pf_pci_address: Option<PciAddress>,
+    /// The network device that stands for the VF in the NIC's switch, in switchdev mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) representor_device: Option<String>,
 }
 
 impl DeviceInfo {
     /// Of a VF or PF, with the names of its RDMA devices.
-    pub(crate) fn pci(address: PciAddress, pf: Option<PciAddress>, rdma: &[String]) -> Self {
+    pub(crate) fn pci(address: PciAddress, pf: Parent, rdma: &[String]) -> Self {
         let rdma_device = (!rdma.is_empty()).then(|| rdma.join(","));
-        let pci = Pci { pci_address: address, rdma_device, pf_pci_address: pf };
+        let pci = Pci { pci_address: address, rdma_device, pf };
         Self { kind: "pci", version: VERSION, pci: Some(pci), vdpa: None }
     }
 
     /// Of the vDPA device `name` of a VF, with the node of a vhost device.
     pub(crate) fn vdpa(
         address: PciAddress,
-        pf: Option<PciAddress>,
+        pf: Parent,
         name: &str,
         kind: VdpaType,
         path: Option<String>,
     ) -> Self {
-        let vdpa = Vdpa {
-            parent_device: name.to_owned(),
-            driver: kind.as_str(),
-            path,
-            pci_address: address,
-            pf_pci_address: pf,
-        };
+        let vdpa =
+            Vdpa { parent_device: name.to_owned(), driver: kind.as_str(), path, pci_address: address, pf };
         Self { kind: "vdpa", version: VERSION, pci: None, vdpa: Some(vdpa) }
     }
 }
@@ -135,11 +142,14 @@ mod tests {
     fn files_are_as_the_specification_has_them() {
         let parent = tempfile::tempdir().unwrap();
         let directory = Directory::new(parent.path().join("a/dp"));
-        let (vf, pf) = (address("0000:3b:02.1"), Some(address("0000:3b:00.0")));
+        let vf = address("0000:3b:02.1");
+        let none = Parent::default;
+        let pf = Parent { pf_pci_address: Some(address("0000:3b:00.0")), ..none() };
+        let switchdev = Parent { representor_device: Some("eth7".into()), ..pf.clone() };
         let rdma = ["mlx5_2".to_owned(), "mlx5_3".to_owned()];
         let cases = [
             (
-                DeviceInfo::pci(vf, None, &[]),
+                DeviceInfo::pci(vf, none(), &[]),
                 r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:3b:02.1"}}"#,
             ),
             (
@@ -147,7 +157,15 @@ mod tests {
                 r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:3b:02.1","rdma-device":"mlx5_2,mlx5_3","pf-pci-address":"0000:3b:00.0"}}"#,
             ),
             (
-                DeviceInfo::vdpa(vf, None, "vdpa0", VdpaType::Vhost, Some("/dev/vhost-vdpa-3".into())),
+                DeviceInfo::pci(vf, switchdev.clone(), &[]),
+                r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:3b:02.1","pf-pci-address":"0000:3b:00.0","representor-device":"eth7"}}"#,
+            ),
+            (
+                DeviceInfo::vdpa(vf, switchdev, "vdpa1", VdpaType::Virtio, None),
+                r#"{"type":"vdpa","version":"1.1.0","vdpa":{"parent-device":"vdpa1","driver":"virtio","pci-address":"0000:3b:02.1","pf-pci-address":"0000:3b:00.0","representor-device":"eth7"}}"#,
+            ),
+            (
+                DeviceInfo::vdpa(vf, none(), "vdpa0", VdpaType::Vhost, Some("/dev/vhost-vdpa-3".into())),
                 r#"{"type":"vdpa","version":"1.1.0","vdpa":{"parent-device":"vdpa0","driver":"vhost","path":"/dev/vhost-vdpa-3","pci-address":"0000:3b:02.1"}}"#,
             ),
         ];
@@ -164,7 +182,7 @@ mod tests {
     fn only_stale_files_of_the_resource_are_swept() {
         let parent = tempfile::tempdir().unwrap();
         let directory = Directory::new(parent.path().to_owned());
-        let info = DeviceInfo::pci(address("0000:3b:02.1"), None, &[]);
+        let info = DeviceInfo::pci(address("0000:3b:02.1"), Parent::default(), &[]);
         for (name, id) in [
             ("vfs", "0000:3b:02.1"),
             ("vfs", "0000:3b:02.2"),

@@ -125,6 +125,16 @@ fn rdma_nodes() {
         ["/dev/infiniband/uverbs2", "/dev/infiniband/umad2", "/dev/infiniband/rdma_cm"]
     );
     assert_eq!(granted.facts["rdma"]["rdma_dev"], "mlx5_2");
+    fake.pci(VF).attribute("infiniband/mlx5_9/node_type", "1");
+    fake.attribute("class/infiniband_verbs/uverbs9/ibdev", "mlx5_9");
+    let two = grant(&fake, entry, VF).unwrap();
+    assert_eq!(nodes(&two)[2], "/dev/infiniband/uverbs9");
+    let names = ["rdma_dev", "uverbs", "umad", "rdma_cm"].map(|fact| two.facts["rdma"][fact].as_str());
+    assert_eq!(
+        names,
+        ["mlx5_2", "/dev/infiniband/uverbs2", "/dev/infiniband/umad2", "/dev/infiniband/rdma_cm"],
+        "facts that belong together"
+    );
     assert_eq!(nodes(&grant(&fake, r#""selectors": {}"#, VF).unwrap()), [""; 0], "only if asked for");
 }
 
@@ -154,7 +164,7 @@ fn vdpa_nodes() {
     assert!(info.contains(r#""type":"vdpa""#) && info.contains("vhost-vdpa-1"), "{info}");
     fake.pci(VF).vdpa("vdpa0", "virtio_vdpa");
     let granted = grant(&fake, r#""selectors": {"vdpaType": "virtio"}"#, VF).unwrap();
-    assert_eq!(nodes(&granted), [""; 0]);
+    assert_eq!((nodes(&granted), granted.facts["vdpa"].len()), (vec![], 0));
 }
 
 #[test]
@@ -184,6 +194,34 @@ fn unknown_and_gone_devices_are_errors() {
 }
 
 #[test]
+fn the_file_of_a_vf_names_pf_and_representor() {
+    let fake = FakeSysfs::new();
+    fake.pci("0000:3b:00.0").driver("mlx5_core").netdev("p0").sriov(8);
+    fake.pci(VF).vf_of("0000:3b:00.0", 2).driver("mlx5_core");
+    let file = |fake: &FakeSysfs| {
+        serde_json::to_value(grant(fake, r#""selectors": {}"#, VF).unwrap().info).unwrap()["pci"].clone()
+    };
+    assert_eq!(file(&fake)["pf-pci-address"], "0000:3b:00.0");
+    assert_eq!(file(&fake).get("representor-device"), None);
+    let pf = fake.pci("0000:3b:00.0");
+    pf.net_attribute("p0", "phys_switch_id", "c0ffee")
+        .net_attribute("p0", "phys_port_name", "p0")
+        .netdev("eth4")
+        .net_attribute("eth4", "phys_switch_id", "c0ffee")
+        .net_attribute("eth4", "phys_port_name", "pf0vf2");
+    assert_eq!(file(&fake)["representor-device"], "eth4");
+}
+
+#[test]
+fn info_has_a_place_for_each_origin() {
+    let fake = FakeSysfs::new();
+    fake.pci(VF).driver("igbvf");
+    let granted = grant(&fake, r#""additionalInfo": {"0000:3b:10.9": {"a": "b"}}"#, VF).unwrap();
+    assert_eq!(granted.facts["extra"].len(), 0);
+    assert_eq!(grant(&fake, r#""selectors": {}"#, VF).unwrap().facts.get("extra"), None);
+}
+
+#[test]
 fn a_scalable_function_has_no_vfio_and_no_file() {
     let fake = FakeSysfs::new();
     fake.pci("0000:03:00.0")
@@ -195,4 +233,10 @@ fn a_scalable_function_has_no_vfio_and_no_file() {
     let granted = grant(&fake, entry, "mlx5_core.sf.4").unwrap();
     assert_eq!((nodes(&granted), granted.info), (vec![], None));
     assert_eq!(granted.facts["extra"]["k"], "v");
+    let entry = r#""deviceType": "auxNetDevice", "selectors": {"auxTypes": ["sf"], "needVhostNet": true}"#;
+    for node in ["vhost-net", "net/tun"] {
+        fake.attribute(&format!("dev/{node}"), "");
+    }
+    let granted = grant(&fake, entry, "mlx5_core.sf.4").unwrap();
+    assert_eq!(nodes(&granted), ["/dev/vhost-net", "/dev/net/tun"]);
 }

@@ -11,6 +11,7 @@ mod directory;
 mod net;
 mod pci;
 mod rdma;
+mod representor;
 mod vdpa;
 
 #[cfg(any(test, feature = "fake"))]
