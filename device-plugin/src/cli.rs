@@ -127,8 +127,8 @@ pub(crate) fn parse(
         let mut text = || value.clone().or_else(|| arguments.next()).ok_or_else(|| Error::NoValue(shown()));
         let invalid = |value: String, expected| Error::Value { flag: shown(), value, expected };
         match name {
-            "config-file" => options.config_file = text()?.into(),
-            "resource-prefix" => options.resource_prefix = text()?,
+            "config-file" => given(text()?, |file| options.config_file = file.into()),
+            "resource-prefix" => given(text()?, |prefix| options.resource_prefix = prefix),
             "use-cdi" => options.use_cdi = switch()?,
             "v" | "log-level" => {
                 let value = text()?;
@@ -171,6 +171,13 @@ fn address(flag: &str, value: String) -> Result<Option<Address>, Error> {
             let expected = "an address such as 127.0.0.1:9808, :9808 or unix:/run/x.sock";
             Err(Error::Value { flag: flag.to_owned(), value, expected })
         }
+    }
+}
+
+/// Uses a value, unless it is empty: that is a template's variable without one, and leaves the default in force.
+fn given(value: String, set: impl FnOnce(String)) {
+    if !value.is_empty() {
+        set(value);
     }
 }
 
@@ -232,6 +239,7 @@ mod tests {
         assert_eq!(understood.config_file, PathBuf::from("/c"));
 
         assert_eq!(options("").unwrap(), Options::default());
+        assert_eq!(options("--resource-prefix= --config-file=").unwrap(), Options::default());
         assert_eq!(options("-logtostderr -stderrthreshold=INFO --").unwrap(), Options::default());
     }
 

@@ -53,8 +53,8 @@ pub(super) async fn write_traffic<'a>(devices: impl Iterator<Item = &'a Device>,
     for (name, help, value) in COLUMNS {
         let mut family = text.counter(name, help);
         for Sample { pf, number, device, counters } in &samples {
-            // As sysfs has it: -1 is unknown.
-            let node = device.numa_node.map_or_else(|| "-1".to_owned(), |node| node.to_string());
+            // Empty where it is unknown.
+            let node = device.numa_node.map_or_else(String::new, |node| node.to_string());
             let address = device.address.to_string();
             let labels: Labels<'_> =
                 &[("numa_node", &node), ("pciAddr", &address), ("pf", pf), ("vf", number)];
