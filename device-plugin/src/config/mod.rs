@@ -287,12 +287,26 @@ fn resource(
     if prefix.is_empty() {
         default_prefix.clone_into(&mut prefix);
     }
+    let at = object.get("resourcePrefix").unwrap_or(entry);
     // It becomes part of file names.
     if prefix.contains('/') || prefix.starts_with('.') || prefix.is_empty() {
-        let at = object.get("resourcePrefix").unwrap_or(entry);
         return Err(at.fault(format!("resource prefix {prefix:?} is not a domain name such as example.com")));
     }
+    if !is_domain(&prefix) || prefix.ends_with("kubernetes.io") {
+        suspicions.push(at.fault(format!(
+            "kubelet will refuse the prefix {prefix:?}: it must be a domain name in lower case, and none of kubernetes.io"
+        )));
+    }
     Ok(Resource { prefix, name })
+}
+
+/// A DNS subdomain (RFC 1123), as the prefix of an extended resource has to be.
+fn is_domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_inner = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || octet == b'-';
+        !label.is_empty() && label.bytes().all(is_inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 /// The only kind of auxiliary device that is a network device of its own: others, such as `eth`, are parts of one.

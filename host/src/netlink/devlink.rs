@@ -312,7 +312,8 @@ mod tests {
         const DRIVERINIT: u8 = 1;
         const PERMANENT: u8 = 2;
         const NLA_U32: u8 = 3;
-        let cases: [(u8, &[(u8, bool)], Option<bool>); 6] = [
+        type Case = (u8, &'static [(u8, bool)], Option<bool>);
+        let cases: [Case; 6] = [
             (NLA_FLAG, &[(DRIVERINIT, true)], Some(true)),
             (NLA_FLAG, &[(DRIVERINIT, false)], Some(false)),
             (NLA_FLAG, &[(PERMANENT, false), (RUNTIME, true), (DRIVERINIT, false)], Some(true)),
