@@ -327,6 +327,23 @@ mod tests {
         assert_eq!(flag(&reply(DEVLINK_CMD_PARAM_GET, &[])), None);
     }
 
+    /// What Linux 6.1 answered for a device of its driver netdevsim, whose parameter was switched off meanwhile.
+    #[test]
+    fn answers_of_a_kernel() {
+        let info = b"3\x01\0\0\x0e\0\x01\0netdevsim\0\0\0\x10\0\x02\0netdevsim10\0\x0e\0b\0netdevsim\0\0\0 \0f\0\x0c\
+            \0g\0fw.mgmt\0\x0d\0h\x0010.20.30\0\0\0\0 \0e\0\x0c\0g\0fw.mgmt\0\x0d\0h\x0010.20.30\0\0\0\0";
+        let on = b"&\x01\0\0\x0e\0\x01\0netdevsim\0\0\0\x10\0\x02\0netdevsim10\0,\0P\0\x0a\0Q\0test1\0\0\0\x05\0S\0\
+            \x06\0\0\0\x14\0T\0\x10\0U\0\x05\0W\0\x01\0\0\0\x04\0V\0";
+        let off = b"&\x01\0\0\x0e\0\x01\0netdevsim\0\0\0\x10\0\x02\0netdevsim10\0(\0P\0\x0a\0Q\0test1\0\0\0\x05\0S\0\
+            \x06\0\0\0\x10\0T\0\x0c\0U\0\x05\0W\0\x01\0\0\0";
+        let device = DevlinkDevice { bus: "netdevsim".to_owned(), name: "netdevsim10".to_owned() };
+        assert_eq!(DevlinkDevice::parse(info), Some(device));
+        let firmware = BTreeMap::from([("fw.mgmt".to_owned(), "10.20.30".to_owned())]);
+        let expected = Versions { running: firmware.clone(), stored: firmware, ..Versions::default() };
+        assert_eq!(Versions::parse(info), expected);
+        assert_eq!((flag(on), flag(off)), (Some(true), Some(false)));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
