@@ -183,6 +183,7 @@ impl Daemon {
         let status = Status {
             view: self.view.subscribe(),
             metrics: self.granter.metrics.clone(),
+            sysfs: self.granter.sysfs.clone(),
             pod_resources: self.granter.places.pod_resources_socket(),
         };
         tokio::spawn(status::serve(address, Arc::new(status)));

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use host::Sysfs;
 use hyper::StatusCode;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -58,6 +59,7 @@ pub(crate) struct Status {
     /// `None` until the devices have been looked at.
     pub(crate) view: watch::Receiver<Option<Arc<View>>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) sysfs: Sysfs,
     pub(crate) pod_resources: PathBuf,
 }
 
@@ -107,7 +109,7 @@ impl Status {
             let allocations = asked.as_ref().unwrap_or(&view.allocations);
             write_pools(view, allocations, &mut text);
             traffic::write_holders(allocations, &view.resources(), &mut text);
-            traffic::write_traffic(view.devices.iter().map(AsRef::as_ref), &mut text).await;
+            traffic::write_traffic(&self.sysfs, view.devices.iter().map(AsRef::as_ref), &mut text).await;
         }
         text.into_text()
     }

@@ -13,6 +13,7 @@ mod pci;
 mod rdma;
 mod representor;
 mod vdpa;
+mod vf_statistics;
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
