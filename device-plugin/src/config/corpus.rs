@@ -3,11 +3,14 @@
 //!
 //! `PODRAIL_MUTATIONS` is the number of mutations of each file (default 300). They are the same in each run.
 
+use std::sync::Arc;
+
 use host::sysfs::fake::FakeSysfs;
 
 use super::*;
 use crate::allocations::Allocations;
 use crate::check;
+use crate::device::Device;
 use crate::discovery::DefaultRoutes;
 use crate::explain::Report;
 use crate::inventory::Inventory;
@@ -27,8 +30,8 @@ pub(super) fn assert_says_where(fault: &Fault, file: &[u8]) {
     assert!(is_of_whole || fault.key.to_lowercase().starts_with("resourcelist"), "{fault} in {text}");
 }
 
-/// Uses an accepted file for all that files are used for, on a machine with one device of each kind.
-fn assert_works(conf: &Conf, suspicions: &[Fault]) {
+/// The devices of a machine that has one of each kind.
+fn machine() -> Vec<Arc<Device>> {
     let fake = FakeSysfs::new();
     fake.pci("0000:3b:00.0")
         .driver("igb")
@@ -37,14 +40,18 @@ fn assert_works(conf: &Conf, suspicions: &[Fault]) {
         .auxiliary("mlx5_core.sf.4", "mlx5_core.sf");
     fake.pci("0000:3b:10.0").vf_of("0000:3b:00.0", 0).driver("igbvf");
     fake.pci("0000:5e:00.0").attribute("class", "0x120000").driver("d");
-    let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
+    Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices()
+}
+
+/// Uses an accepted file for all that files are used for.
+fn assert_works(conf: &Conf, suspicions: &[Fault], devices: &[Arc<Device>]) {
     let mut names = BTreeSet::new();
     for pool in &conf.pools {
         let socket = pool.resource.socket_name();
         assert!(!socket.contains('/') && !socket.starts_with('.') && names.insert(socket), "{pool:?}");
         assert!(!pool.selectors.is_empty(), "{pool:?}");
     }
-    let (pools, verdicts) = sort(conf, &devices, &Allocations::default());
+    let (pools, verdicts) = sort(conf, devices, &Allocations::default());
     let _ = check::findings(conf, suspicions, &pools, &verdicts);
     assert!(!Report::new(conf, &pools, verdicts, &Allocations::default()).to_string().is_empty());
 }
@@ -61,10 +68,11 @@ fn refused(file: &[u8]) -> bool {
 
 #[test]
 fn files_are_judged_as_the_corpus_says() {
+    let devices = machine();
     for file in mutate::corpus("accepted") {
         let (conf, suspicions) = understand(&file, "intel.com").unwrap();
         assert_eq!(suspicions, [], "{}", String::from_utf8_lossy(&file));
-        assert_works(&conf, &suspicions);
+        assert_works(&conf, &suspicions, &devices);
     }
     for file in mutate::corpus("suspicious") {
         let (conf, suspicions) = understand(&file, "intel.com").unwrap();
@@ -72,7 +80,7 @@ fn files_are_judged_as_the_corpus_says() {
         for suspicion in &suspicions {
             assert!(!suspicion.key.is_empty(), "{suspicion}");
         }
-        assert_works(&conf, &suspicions);
+        assert_works(&conf, &suspicions, &devices);
     }
     for file in mutate::corpus("refused") {
         assert!(refused(&file), "{}", String::from_utf8_lossy(&file));
