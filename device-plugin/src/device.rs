@@ -40,8 +40,8 @@ pub(crate) struct Device {
     /// Whether the PF's port has a carrier; `None` while that is not known, as when the PF is down.
     pub(crate) carrier: Option<bool>,
     pub(crate) rdma: Vec<String>,
-    /// Whether it makes an RDMA device, also one that only a container's namespace shows; asked only where there is none in
-    /// `rdma` and a selector wants one.
+    /// Whether it makes an RDMA device, which only a container's namespace shows; asked only where `rdma` and `netdevs` are
+    /// empty and a selector wants one.
     pub(crate) rdma_enabled: bool,
     /// The active DDP package of the NIC; asked only where a selector wants one.
     pub(crate) ddp_profile: Option<String>,

@@ -168,7 +168,7 @@ async fn package(
 struct Questions {
     /// The functions whose DDP profile is wanted, by their PF.
     profiles: BTreeMap<PciAddress, BTreeSet<PciAddress>>,
-    /// Devices without an RDMA device in sight, of which one is wanted.
+    /// Devices without network and RDMA device in sight, of which an RDMA device is wanted.
     rdma: BTreeMap<String, DevlinkDevice>,
 }
 
@@ -189,7 +189,9 @@ impl Questions {
                 if !selector.ddp_profiles.is_empty() {
                     questions.profiles.entry(device.pf).or_default().insert(device.address);
                 }
-                if selector.is_rdma && device.rdma.is_empty() {
+                // A container has both or none. Where only the RDMA device is missing, its driver is, and whoever got
+                // the device would miss it too.
+                if selector.is_rdma && device.rdma.is_empty() && device.netdevs.is_empty() {
                     let name = match kind {
                         DeviceType::AuxNetDevice => DevlinkDevice::auxiliary(&device.id),
                         DeviceType::NetDevice | DeviceType::Accelerator => DevlinkDevice::pci(device.address),
@@ -225,6 +227,7 @@ mod tests {
                 fake.pci(&vf).vf_of(pf, number).driver(if number == 0 { "iavf" } else { "vfio-pci" });
             }
         }
+        fake.pci("0000:5e:10.0").netdev("ens2v0");
         fake.pci("0000:3b:10.0").attribute("infiniband/irdma0/node_type", "1");
         fake.pci("0000:3b:00.0").auxiliary("mlx5_core.sf.4", "mlx5_core.sf");
         Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices()
@@ -254,6 +257,8 @@ mod tests {
         assert_eq!(asked.profiles, BTreeMap::from([(address("0000:3b:00.0"), vfs)]));
         let hidden = DevlinkDevice::pci(address("0000:3b:10.1"));
         assert_eq!(asked.rdma, BTreeMap::from([("0000:3b:10.1".to_owned(), hidden)]));
+        let asked = questions(r#"{"pfNames": ["ens2"], "isRdma": true}"#);
+        assert_eq!(asked.rdma.keys().collect::<Vec<_>>(), ["0000:5e:10.1"], "the other's netdev is in sight");
     }
 
     #[test]
