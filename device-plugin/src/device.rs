@@ -33,6 +33,8 @@ pub(crate) struct Device {
     pub(crate) pf_name: Option<String>,
     /// The number of a VF or SF on its PF.
     pub(crate) number: Option<u32>,
+    /// Whether the function has the SR-IOV capability.
+    pub(crate) can_have_vfs: bool,
     /// Those that are in the plugin's network namespace: none while a pod has the device.
     pub(crate) netdevs: Vec<String>,
     /// `ether` or `infiniband`, of the device or, while it has no network device, of its PF.

@@ -230,6 +230,7 @@ impl<'a> Reader<'a> {
         device.vdpa = self.vdpa.get(&address).cloned();
         if let Some(physical) = physical {
             device.number = physical.vfs.get(&address).copied();
+            device.can_have_vfs = pf == address;
             if pf == address && !physical.vfs.is_empty() {
                 let vfs = u32::try_from(physical.vfs.len()).unwrap_or(u32::MAX);
                 device.obstacles.push(Obstacle::HasVfs(vfs));
@@ -290,6 +291,7 @@ impl<'a> Reader<'a> {
             pf,
             pf_name: port.name,
             number: None,
+            can_have_vfs: false,
             netdevs: netdevs.iter().map(|netdev| netdev.name().to_owned()).collect(),
             link_type: link_type(own.flatten()).or(port.link_type),
             carrier: port.carrier,

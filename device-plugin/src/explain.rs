@@ -7,7 +7,8 @@ use host::PciAddress;
 use serde::Serialize;
 
 use crate::allocations::{Allocations, Holder};
-use crate::config::Conf;
+use crate::away::{Away, AwayDevices};
+use crate::config::{Conf, DeviceType};
 use crate::device::Device;
 use crate::pool::{Illness, Pool, Verdict};
 
@@ -41,6 +42,8 @@ struct Line {
     numa_node: Option<u32>,
     iommu_group: Option<u32>,
     netdevs: Vec<String>,
+    /// Where its network device is, if not here.
+    away: Option<Away>,
     carrier: Option<bool>,
     rdma: Vec<String>,
     /// If a selector wants to know.
@@ -72,6 +75,7 @@ impl Report {
         pools: &[Pool],
         verdicts: Vec<Verdict>,
         allocations: &Allocations,
+        away: &AwayDevices,
     ) -> Self {
         let resource =
             |index: usize| conf.pools.get(index).map_or_else(String::new, |pool| pool.resource.to_string());
@@ -98,6 +102,7 @@ impl Report {
                 numa_node,
                 iommu_group,
                 netdevs: device.netdevs.clone(),
+                away: away.get(&device.address).filter(|_| device.kind != DeviceType::AuxNetDevice).cloned(),
                 carrier: device.carrier,
                 rdma: device.rdma.clone(),
                 ddp_profile: device.ddp_profile.clone(),
@@ -162,6 +167,7 @@ impl Line {
         words.extend(self.number.map(|number| format!("#{number}")));
         words.push(self.id.clone());
         words.extend(self.netdevs.iter().cloned());
+        words.extend(self.away.iter().map(|away| format!("{} in {}", away.interface, away.netns.display())));
         words.push(self.driver.clone().unwrap_or_else(|| "no driver".to_owned()));
         words.push(format!("{}:{}", self.vendor, self.device));
         words.extend(self.numa_node.map(|node| format!("numa {node}")));
@@ -202,6 +208,7 @@ mod tests {
         fake.pci("0000:3b:10.0").vf_of("0000:3b:00.0", 0).driver("igbvf").netdev("ens1f0v0");
         fake.pci("0000:3b:10.2").vf_of("0000:3b:00.0", 1).driver("vfio-pci").iommu_group(15);
         fake.pci("0000:3b:10.4").vf_of("0000:3b:00.0", 2);
+        fake.pci("0000:3b:11.0").vf_of("0000:3b:00.0", 4).driver("igbvf");
         let conf = r#"{"resourceList": [
             {"resourceName": "net", "selectors": {"drivers": ["igbvf"]}},
             {"resourceName": "dpdk", "selectors": {"drivers": ["vfio-pci"]}}]}"#;
@@ -209,19 +216,22 @@ mod tests {
         let held = Allocations::with("intel.com/dpdk", &["0000:3b:10.2", "0000:3b:10.6"]);
         let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
         let (pools, verdicts) = judge(&conf, &devices, &held);
-        let report = Report::new(&conf, &pools, verdicts, &held);
+        let pod = Away { netns: "/run/netns/cni-1".into(), interface: "net1".into() };
+        let away = AwayDevices::from([("0000:3b:11.0".parse().unwrap(), pod)]);
+        let report = Report::new(&conf, &pools, verdicts, &held, &away);
         let expected = "\
-intel.com/net: 1 of type netDevice, 1 healthy, 0 held
+intel.com/net: 2 of type netDevice, 2 healthy, 0 held
 intel.com/dpdk: 2 of type netDevice, 1 healthy, 2 held
 
 0000:3b:00.0  ens1f0  igb  8086:10c9  numa 0  link up
-     not intel.com/net: is a PF with 3 VFs
-     not intel.com/dpdk: is a PF with 3 VFs
+     not intel.com/net: is a PF with 4 VFs
+     not intel.com/dpdk: is a PF with 4 VFs
 ├─ #0  0000:3b:10.0  ens1f0v0  igbvf  8086:10ca  -> intel.com/net
 ├─ #1  0000:3b:10.2  vfio-pci  8086:10ca  group 15  -> intel.com/dpdk  held by default/pod/c
-└─ #2  0000:3b:10.4  no driver  8086:10ca
-        not intel.com/net: no driver is bound
-        not intel.com/dpdk: no driver is bound
+├─ #2  0000:3b:10.4  no driver  8086:10ca
+│       not intel.com/net: no driver is bound
+│       not intel.com/dpdk: no driver is bound
+└─ #4  0000:3b:11.0  net1 in /run/netns/cni-1  igbvf  8086:10ca  -> intel.com/net
 
 0000:3b:10.6 of intel.com/dpdk is gone, and default/pod/c holds it
 ";
@@ -231,5 +241,6 @@ intel.com/dpdk: 2 of type netDevice, 1 healthy, 2 held
         assert_eq!(json["devices"][2]["holder"]["pod"], "pod");
         assert_eq!(json["devices"][3]["left_out"][0]["reason"], "no driver is bound");
         assert_eq!(json["gone"][0]["id"], "0000:3b:10.6");
+        assert_eq!(json["devices"][4]["away"]["netns"], "/run/netns/cni-1");
     }
 }

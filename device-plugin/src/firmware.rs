@@ -284,7 +284,7 @@ mod tests {
         let told: Vec<_> = devices
             .iter()
             .filter(|device| device.ddp_profile.is_some() || device.rdma_enabled)
-            .map(|device| (device.id.as_str(), device.ddp_profile.as_deref(), device.rdma_enabled))
+            .map(|device| (&*device.id, device.ddp_profile.as_deref(), device.rdma_enabled))
             .collect();
         assert_eq!(told, [("0000:3b:10.0", Some("x"), false), ("0000:3b:10.1", Some("x"), true)]);
     }

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod allocations;
+mod away;
 mod cdi;
 mod changes;
 mod check;
@@ -95,7 +96,7 @@ fn run(options: &Options) -> Result<ExitCode, Error> {
         Task::Serve => runtime.block_on(daemon::run(options))?,
         Task::Explain => {
             let look = runtime.block_on(Look::take(options))?;
-            let report = look.view.report();
+            let report = runtime.block_on(look.view.report());
             match options.output {
                 Output::Text => print!("{report}"),
                 Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),

@@ -1,8 +1,10 @@
 //! Which devices of a pool go together best (`GetPreferredAllocation`).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use host::PciAddress;
+use host::sysfs::{Position, Sysfs};
 
 use crate::config::Placement;
 use crate::device::Device;
@@ -49,12 +51,44 @@ impl Tally {
     }
 }
 
+/// How far devices are from the function that the pool wants them near to.
+struct Nearness<'a> {
+    sysfs: &'a Sysfs,
+    wanted: Option<Position>,
+    /// By PF: a VF stands beside its PF.
+    known: RefCell<BTreeMap<PciAddress, usize>>,
+}
+
+impl<'a> Nearness<'a> {
+    fn new(sysfs: &'a Sysfs, near: Option<PciAddress>) -> Self {
+        let wanted = near.and_then(|near| sysfs.pci_device(near).and_then(|near| near.position()).ok());
+        Self { sysfs, wanted, known: RefCell::default() }
+    }
+
+    /// The distance of a device; the same for all if nothing is wanted, or if that is not there.
+    fn of(&self, device: &Device) -> usize {
+        let Some(wanted) = &self.wanted else { return 0 };
+        *self.known.borrow_mut().entry(device.pf).or_insert_with(|| {
+            let position = self.sysfs.pci_device(device.pf).and_then(|pf| pf.position());
+            position.map_or(usize::MAX, |position| position.distance(wanted))
+        })
+    }
+}
+
 impl Pool {
     /// Chooses `size` of the `available` devices, `required` ones first; fewer if there are not so many.
     ///
     /// Devices that share an IOMMU group go to one container whenever the choice allows it, because only one
-    /// process can own a group. Beyond that the pool's placement decides, and the name where all else is equal.
-    pub(crate) fn prefer(&self, available: &[String], required: &[String], size: usize) -> Vec<String> {
+    /// process can own a group. Then those come that are nearest to what the pool wants them near to. Beyond that the
+    /// pool's placement decides, and the name where all else is equal.
+    pub(crate) fn prefer(
+        &self,
+        available: &[String],
+        required: &[String],
+        size: usize,
+        sysfs: &Sysfs,
+    ) -> Vec<String> {
+        let nearness = Nearness::new(sysfs, self.conf.near);
         let device = |id: &str| self.offers.get(id).and_then(|offer| offer.device.as_deref());
         let (mut chosen, mut taken) = (Vec::new(), Tally::default());
         let (mut free, mut left) = (BTreeMap::new(), Tally::default());
@@ -70,8 +104,11 @@ impl Pool {
         while chosen.len() < size {
             let wanted = size - chosen.len();
             let cost = |device: &Option<&Device>| match device {
-                Some(device) => cost(self.conf.placement, device, &taken, &left, wanted),
-                None => [usize::MAX; 4],
+                Some(device) => {
+                    let [group, rest @ ..] = cost(self.conf.placement, device, &taken, &left, wanted);
+                    (group, nearness.of(device), rest)
+                }
+                None => (usize::MAX, usize::MAX, [usize::MAX; 3]),
             };
             let Some((&id, &device)) = free.iter().min_by_key(|(id, device)| (cost(device), **id)) else {
                 break;
@@ -114,6 +151,7 @@ mod tests {
 
     use host::sysfs::fake::FakeSysfs;
 
+    use super::*;
     use crate::allocations::Allocations;
     use crate::config::parse;
     use crate::discovery::DefaultRoutes;
@@ -139,10 +177,38 @@ mod tests {
         sort(&conf, &devices, &Allocations::default()).remove(0)
     }
 
+    #[test]
+    fn near_to_another_device() {
+        let fake = FakeSysfs::new();
+        // Behind one switch with the first NIC; the second is at another port of the root.
+        fake.pci("0000:03:00.0").attribute("class", "0x030000");
+        for (pf, vfs) in [("0000:01:00.0", 2), ("0000:02:00.0", 3)] {
+            fake.pci(pf).driver("igb").sriov(7);
+            for number in 0..vfs {
+                fake.pci(&pf.replace("00.0", &format!("10.{number}"))).vf_of(pf, number).driver("igbvf");
+            }
+        }
+        fake.behind("0000:00:01.0", &["0000:03:00.0", "0000:01:00.0"]);
+        fake.behind("0000:00:02.0", &["0000:02:00.0"]);
+        let devices = Inventory::read(&fake.sysfs(), &DefaultRoutes::new()).unwrap().devices();
+        for (near, chosen) in [
+            (r#", "near": "0000:03:00.0""#, "0000:01:10.0 0000:01:10.1 0000:02:10.0"),
+            (r#", "near": "0000:02:00.0""#, "0000:02:10.0 0000:02:10.1 0000:02:10.2"),
+            (r#", "near": "0000:07:00.0""#, "0000:02:10.0 0000:02:10.1 0000:02:10.2"),
+            ("", "0000:02:10.0 0000:02:10.1 0000:02:10.2"),
+        ] {
+            let text = format!(r#"{{"resourceList": [{{"resourceName": "a"{near}}}]}}"#);
+            let (conf, _) = parse(&text, "intel.com").unwrap();
+            let pool = sort(&conf, &devices, &Allocations::default()).remove(0);
+            let available: Vec<String> = pool.offers.keys().map(ToString::to_string).collect();
+            assert_eq!(pool.prefer(&available, &[], 3, &fake.sysfs()).join(" "), chosen, "{near}");
+        }
+    }
+
     fn preferred(pool: &Pool, required: &[&str], size: usize) -> String {
         let available: Vec<String> = pool.offers.keys().rev().map(ToString::to_string).collect();
         let required: Vec<String> = required.iter().map(|&id| id.to_owned()).collect();
-        let chosen = pool.prefer(&available, &required, size);
+        let chosen = pool.prefer(&available, &required, size, &Sysfs::new("/nonexistent"));
         let short = |id: String| id.trim_start_matches("0000:0").replace(":10.", ".");
         chosen.into_iter().map(short).collect::<Vec<_>>().join(" ")
     }
@@ -182,7 +248,7 @@ mod tests {
             static POOL: LazyLock<Pool> = LazyLock::new(|| pool("pack", &[]));
             let available: Vec<String> = available.iter().map(|n| format!("0000:02:10.{n}")).collect();
             let required = &available[..required.checked_rem(available.len() + 1).unwrap_or(0).min(size)];
-            let chosen = POOL.prefer(&available, required, size);
+            let chosen = POOL.prefer(&available, required, size, &Sysfs::new("/nonexistent"));
             proptest::prop_assert_eq!(chosen.len(), size.min(available.len()));
             proptest::prop_assert!(required.iter().all(|id| chosen.contains(id)));
             proptest::prop_assert!(chosen.iter().all(|id| available.contains(id)));

@@ -139,9 +139,7 @@ impl Condition<'_> {
                 ("drivers", list(wanted), list(&drivers(device).collect::<Vec<_>>()))
             }
             Self::Address { selector, wanted, found } => (selector, list(wanted), found.to_string()),
-            Self::PfName { wanted, device } => {
-                ("pfNames", list(wanted), numbered(pf_name(device), device))
-            }
+            Self::PfName { wanted, device } => ("pfNames", list(wanted), numbered(pf_name(device), device)),
             Self::RootDevice { wanted, device } => {
                 let pf = pf(device).map(|pf| pf.to_string());
                 ("rootDevices", list(wanted), numbered(pf.as_deref(), device))
@@ -161,10 +159,11 @@ fn drivers(device: &Device) -> impl Iterator<Item = &str> {
     device.driver.iter().chain(&device.parent_driver).map(String::as_str)
 }
 
-/// The PF of a VF or SF. A PF is none of its own VFs: it would be given away as soon as it has none.
+/// The PF of a VF or SF; a function that can have no VFs, such as a VF inside a virtual machine, stands for itself. One
+/// that can is none of its own VFs: it would be given away as soon as it has none.
 fn pf(device: &Device) -> Option<PciAddress> {
-    let has_pf = device.pf != device.address || device.kind == DeviceType::AuxNetDevice;
-    has_pf.then_some(device.pf)
+    let is_bare_pf = device.can_have_vfs && device.kind != DeviceType::AuxNetDevice;
+    (!is_bare_pf).then_some(device.pf)
 }
 
 fn pf_name(device: &Device) -> Option<&str> {
@@ -216,6 +215,7 @@ mod tests {
             pf: "0000:3b:00.0".parse().unwrap(),
             pf_name: Some("ens1f0".into()),
             number: Some(5),
+            can_have_vfs: false,
             netdevs: vec!["ens1f0v5".into()],
             link_type: Some("ether".into()),
             carrier: Some(true),
@@ -315,6 +315,7 @@ mod tests {
     fn a_pf_is_no_vf_of_its_own() {
         let mut pf = vf();
         (pf.id, pf.address, pf.number) = (pf.pf.to_string().into(), pf.pf, None);
+        pf.can_have_vfs = true;
         for selector in [
             Selector { pf_names: ranges(&["ens1f0"]), ..Selector::default() },
             Selector { root_devices: ranges(&["0000:3b:00.0"]), ..Selector::default() },
@@ -324,6 +325,8 @@ mod tests {
             pf.kind = DeviceType::AuxNetDevice;
             assert_eq!(selector.reject(&pf), None, "a scalable function stands on its PF");
             pf.kind = DeviceType::NetDevice;
+            let plain = Device { can_have_vfs: false, ..pf.clone() };
+            assert_eq!(selector.reject(&plain), None, "it stands for itself");
         }
     }
 

@@ -9,12 +9,13 @@ use host::sysfs::fake::FakeSysfs;
 
 use super::*;
 use crate::allocations::Allocations;
+use crate::away::AwayDevices;
 use crate::check;
 use crate::device::Device;
 use crate::discovery::DefaultRoutes;
 use crate::explain::Report;
 use crate::inventory::Inventory;
-use crate::pool::sort;
+use crate::pool::judge;
 
 #[allow(unreachable_pub, reason = "it serves the integration tests of another crate, too")]
 #[path = "../../../multus/tests/mutate/mod.rs"]
@@ -51,9 +52,13 @@ fn assert_works(conf: &Conf, suspicions: &[Fault], devices: &[Arc<Device>]) {
         assert!(!socket.contains('/') && !socket.starts_with('.') && names.insert(socket), "{pool:?}");
         assert!(!pool.selectors.is_empty(), "{pool:?}");
     }
-    let (pools, verdicts) = sort(conf, devices, &Allocations::default());
+    let (pools, verdicts) = judge(conf, devices, &Allocations::default());
     let _ = check::findings(conf, suspicions, &pools, &verdicts);
-    assert!(!Report::new(conf, &pools, verdicts, &Allocations::default()).to_string().is_empty());
+    assert!(
+        !Report::new(conf, &pools, verdicts, &Allocations::default(), &AwayDevices::new())
+            .to_string()
+            .is_empty()
+    );
 }
 
 fn refused(file: &[u8]) -> bool {

@@ -135,6 +135,8 @@ pub(crate) struct PoolConf {
     /// A device is healthy also while its PF has no carrier.
     pub(crate) ignore_link: bool,
     pub(crate) placement: Placement,
+    /// The PCI function, such as a GPU, to which the devices of a container are to be as near as can be.
+    pub(crate) near: Option<PciAddress>,
 }
 
 /// The configuration file, understood.
@@ -195,7 +197,7 @@ pub(crate) fn parse(text: &str, default_prefix: &str) -> Result<(Conf, Vec<Fault
     Ok((conf, suspicions))
 }
 
-const POOL_KEYS: [&str; 9] = [
+const POOL_KEYS: [&str; 10] = [
     "resourceName",
     "resourcePrefix",
     "deviceType",
@@ -205,6 +207,7 @@ const POOL_KEYS: [&str; 9] = [
     "offerInUse",
     "ignoreLink",
     "placement",
+    "near",
 ];
 
 fn pool(entry: &Value<'_>, default_prefix: &str, suspicions: &mut Vec<Fault>) -> Result<PoolConf, Fault> {
@@ -250,7 +253,15 @@ fn pool(entry: &Value<'_>, default_prefix: &str, suspicions: &mut Vec<Fault>) ->
         offer_in_use: object.decode("offerInUse", "true or false")?,
         ignore_link: object.decode("ignoreLink", "true or false")?,
         placement: placement(&object)?,
+        near: near(&object)?,
     })
+}
+
+fn near(object: &Object<'_>) -> Result<Option<PciAddress>, Fault> {
+    let Some(value) = object.get("near") else { return Ok(None) };
+    let text: String = value.decode("a text")?;
+    let address = (!text.is_empty()).then(|| text.parse()).transpose();
+    address.map_err(|_| value.fault(format!("{text:?} is no PCI address in full, such as 0000:3b:02.1")))
 }
 
 fn placement(object: &Object<'_>) -> Result<Placement, Fault> {

@@ -65,7 +65,8 @@ fn what_is_left_out_or_null() {
     assert_eq!(pool_of(r#""selectors": null"#).selectors, [Selector::default()]);
     assert_eq!(pool_of(r#""selectors": {}"#).selectors, [Selector::default()]);
     assert_eq!(pool_of(r#""selectors": [{}, {"vendors": null}]"#).selectors.len(), 2);
-    let selectors = pool_of(r#""selectors": {"vendors": [null], "devices": ["1015", null]}"#).selectors;
+    let pool = pool_of(r#""selectors": {"vendors": [null], "devices": ["1015", null]}"#);
+    let selectors = &pool.selectors;
     assert_eq!((selectors[0].vendors.as_slice(), selectors[0].devices.len()), (&[String::new()][..], 2));
     assert_eq!(pool_of(r#""additionalInfo": {"*": {"a": null}, "x": null}"#).additional_info["*"]["a"], "");
     assert_eq!(pool_of(r#""resourcePrefix": "", "deviceType": null"#).resource.prefix, "intel.com");
@@ -193,7 +194,7 @@ proptest! {
 const EVERY_KIND: &str = r#"{
     "resourceList": [
         {"resourceName": "a", "resourcePrefix": "example.com", "excludeTopology": true, "deviceType": "netDevice",
-         "additionalInfo": {"*": {"token": "t"}, "0000:3b:02.1": {"port": "1"}}, "placement": "spread",
+         "additionalInfo": {"*": {"token": "t"}, "0000:3b:02.1": {"port": "1"}}, "placement": "spread", "near": "0000:17:00.0",
          "selectors": [{"drivers": ["vfio-pci"], "IsRdma": true}, {"pfNames": ["p0#0-3,7"], "vdpaType": "vhost"}]},
         {"resourceName": "b", "selectors": {"rootDevices": ["0000:3b:00.0#1"], "needVhostNet": null}}
     ]

@@ -234,8 +234,12 @@ impl DevicePlugin for Service {
         let containers = request.into_inner().container_requests;
         let prefer = |container: kubelet_api::deviceplugin::ContainerPreferredAllocationRequest| {
             let size = usize::try_from(container.allocation_size).unwrap_or(0);
-            let device_ids =
-                pool.prefer(&container.available_device_ids, &container.must_include_device_ids, size);
+            let device_ids = pool.prefer(
+                &container.available_device_ids,
+                &container.must_include_device_ids,
+                size,
+                &self.granter.sysfs,
+            );
             ContainerPreferredAllocationResponse { device_ids }
         };
         let container_responses = containers.into_iter().map(prefer).collect();

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::allocations::Allocations;
+use crate::away;
 use crate::config::Conf;
 use crate::device::Device;
 use crate::explain::Report;
@@ -43,9 +44,10 @@ pub(crate) struct View {
 
 impl View {
     /// Where every device is, and why.
-    pub(crate) fn report(&self) -> Report {
+    pub(crate) async fn report(&self) -> Report {
+        let away = away::find(&self.devices).await;
         let (pools, verdicts) = pool::judge(&self.conf, &self.devices, &self.allocations);
-        Report::new(&self.conf, &pools, verdicts, &self.allocations)
+        Report::new(&self.conf, &pools, verdicts, &self.allocations, &away)
     }
 
     fn resources(&self) -> Vec<String> {
@@ -80,7 +82,7 @@ impl Status {
                 let text = self.metrics(view.as_deref()).await;
                 Page { status: StatusCode::OK, content_type: exposition::CONTENT_TYPE, text }
             }
-            ("/debug/devices", Some(view)) => devices(&view, query),
+            ("/debug/devices", Some(view)) => devices(&view, query).await,
             ("/debug/devices", None) => verdict(Some("the devices have not been looked at yet\n".to_owned())),
             ("/", _) => Page::text(StatusCode::OK, PATHS),
             _ => Page::text(StatusCode::NOT_FOUND, PATHS),
@@ -144,8 +146,8 @@ fn verdict(problem: Option<String>) -> Page {
     }
 }
 
-fn devices(view: &View, query: &str) -> Page {
-    let report = view.report();
+async fn devices(view: &View, query: &str) -> Page {
+    let report = view.report().await;
     if query.split('&').all(|pair| pair != "output=json") {
         return Page::text(StatusCode::OK, report.to_string());
     }

@@ -111,6 +111,17 @@ impl FakeSysfs {
         fs::write(path, format!("{value}\n")).expect("an attribute");
     }
 
+    /// Puts functions behind the bridge `bridge` of the root.
+    pub fn behind(&self, bridge: &str, functions: &[&str]) {
+        for function in functions {
+            let from = self.root().join("devices/pci0000:00").join(function);
+            let to = format!("devices/pci0000:00/{bridge}/{function}");
+            fs::create_dir_all(self.root().join("devices/pci0000:00").join(bridge)).expect("a directory");
+            fs::rename(from, self.root().join(&to)).expect("a device directory");
+            self.link(&self.root().join(&to), &format!("bus/pci/devices/{function}"));
+        }
+    }
+
     /// Takes a function away, as an unplug or `echo 0 > sriov_numvfs` does.
     pub fn remove(&self, address: &str) {
         let path = self.pci(address).path();

@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub use auxiliary::AuxiliaryDevice;
 pub use class::Carried;
 pub use net::NetDevice;
-pub use pci::{Identity, IommuGroup, PciDevice};
+pub use pci::{Identity, IommuGroup, PciDevice, Position};
 pub use rdma::RdmaNodes;
 pub use vdpa::VdpaDevice;
 

@@ -22,6 +22,20 @@ pub struct IommuGroup {
     pub name: Option<String>,
 }
 
+/// Where a function is in the tree of PCI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position(Vec<String>);
+
+impl Position {
+    /// How many links of the tree are between two functions: the fewer, the fewer bridges their traffic passes. Functions
+    /// below different host bridges are as far apart as both are from theirs, and one more.
+    #[must_use]
+    pub fn distance(&self, other: &Self) -> usize {
+        let shared = self.0.iter().zip(&other.0).take_while(|(own, others)| own == others).count();
+        self.0.len() + other.0.len() - 2 * shared
+    }
+}
+
 /// What a function is, and what drives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -57,6 +71,10 @@ impl PciDevice {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.directory.path().to_owned()
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     pub(super) fn sysfs(&self) -> &Sysfs {
@@ -326,6 +344,18 @@ impl PciDevice {
         Ok(Some(IommuGroup { id, name }))
     }
 
+    /// The way to the function in the tree of PCI: its host bridge, such as `pci0000:3a`, the bridges, itself.
+    ///
+    /// # Errors
+    /// The function is not there.
+    pub fn position(&self) -> Result<Position> {
+        let path = self.directory.path();
+        let target =
+            std::fs::read_link(path).map_err(|source| SysfsError::Read { path: path.to_owned(), source })?;
+        let names = target.components().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        Ok(Position(names.skip_while(|name| !name.starts_with("pci")).collect()))
+    }
+
     /// The addresses of all functions in the same IOMMU group, this one included.
     ///
     /// # Errors
@@ -460,6 +490,28 @@ mod tests {
             let expected = Identity { driver: Some(driver.to_owned()), ..bound.clone() };
             assert_eq!(device.identity().unwrap(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn distance_counts_the_links_between() {
+        let place = |path: &str| Position(path.split('/').map(str::to_owned).collect());
+        let gpu = place("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:10.0/0000:3d:00.0");
+        for (path, distance) in [
+            ("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:10.0/0000:3d:00.0", 0),
+            ("pci0000:3a/0000:3a:00.0/0000:3b:00.0/0000:3c:11.0/0000:3e:00.0", 4),
+            ("pci0000:3a/0000:3a:02.0/0000:40:00.0", 6),
+            ("pci0000:d7/0000:d7:02.0/0000:d8:00.0", 8),
+        ] {
+            assert_eq!(
+                (gpu.distance(&place(path)), place(path).distance(&gpu)),
+                (distance, distance),
+                "{path}"
+            );
+        }
+        let fake = FakeSysfs::new();
+        fake.pci("0000:3b:10.0");
+        let device = fake.sysfs().pci_device(address("0000:3b:10.0")).unwrap();
+        assert_eq!(device.position().unwrap(), place("pci0000:00/0000:3b:10.0"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The network devices that stand for VFs in a NIC's embedded switch (`Documentation/networking/switchdev.rst`).
 
-use super::{PciDevice, Result, Sysfs, names_in};
+use super::{NetDevice, PciDevice, Result, Sysfs};
 
 impl Sysfs {
     /// The network device that stands for VF `number` of `pf` while its NIC is in switchdev mode; `None` otherwise, or
@@ -10,23 +10,25 @@ impl Sysfs {
     /// A directory or an attribute cannot be read.
     pub fn representor(&self, pf: &PciDevice, number: u32) -> Result<Option<String>> {
         let Some(uplink) = pf.main_netdev()? else { return Ok(None) };
-        let Some(switch) = self.net_device(&uplink).phys_switch_id()? else { return Ok(None) };
+        let Some(switch) = uplink.phys_switch_id()? else { return Ok(None) };
         // The kernel numbers PFs by their PCI function.
         let port = format!("pf{}vf{number}", pf.address().routing_id() & 7);
-        let find = |names: Vec<String>| {
-            for name in names {
-                let device = self.net_device(&name);
+        let find = |devices: Vec<NetDevice>| {
+            for device in devices {
                 if device.phys_port_name()?.as_deref() == Some(port.as_str())
                     && device.phys_switch_id()?.as_ref() == Some(&switch)
                 {
-                    return Ok(Some(name));
+                    return Ok(Some(device.name().to_owned()));
                 }
             }
             Ok(None)
         };
         // Most drivers put the device below the PF, others below nothing.
         match find(pf.netdevs()?)? {
-            None => find(names_in(&self.root.join("class/net"))?),
+            None => {
+                let names = self.directory("class/net").names()?;
+                find(names.iter().map(|name| self.net_device(name)).collect())
+            }
             found => Ok(found),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{PciDevice, Result, attribute, names_in};
+use super::{PciDevice, Result};
 
 impl PciDevice {
     /// The counters that the driver of this PF keeps of VF `number`, by their names; empty with most drivers.
@@ -11,10 +11,10 @@ impl PciDevice {
     /// # Errors
     /// A file cannot be read.
     pub fn vf_statistics(&self, number: u32) -> Result<BTreeMap<String, u64>> {
-        let directory = self.path().join("sriov").join(number.to_string()).join("stats");
+        let directory = self.directory().child("sriov").child(&number.to_string()).child("stats");
         let mut counters = BTreeMap::new();
-        for name in names_in(&directory)? {
-            if let Some(value) = attribute(&directory.join(&name))?.and_then(|text| text.parse().ok()) {
+        for name in directory.names()? {
+            if let Some(value) = directory.attribute(&name)?.and_then(|text| text.parse().ok()) {
                 counters.insert(name, value);
             }
         }
