@@ -41,6 +41,8 @@ pub(crate) struct Device {
     pub(crate) link_type: Option<String>,
     /// Whether the PF's port has a carrier; `None` while that is not known, as when the PF is down.
     pub(crate) carrier: Option<bool>,
+    /// Whether the device has a PF whose port somebody has set down.
+    pub(crate) pf_is_down: bool,
     pub(crate) rdma: Vec<String>,
     /// Whether it makes an RDMA device, which only a container's namespace shows; asked only where `rdma` and `netdevs` are
     /// empty and a selector wants one.

@@ -36,6 +36,7 @@ pub(crate) struct Port {
     name: Option<String>,
     link_type: Option<String>,
     carrier: Option<bool>,
+    is_down: bool,
 }
 
 /// A function that can have VFs.
@@ -63,7 +64,8 @@ impl Port {
     fn read(netdev: Option<NetDevice>) -> Result<Self, SysfsError> {
         let Some(netdev) = netdev else { return Ok(Self::default()) };
         let (link_type, carrier) = (link_type(netdev.hardware_type()?), netdev.carrier()?);
-        Ok(Self { name: Some(netdev.name().to_owned()), link_type, carrier })
+        let is_down = carrier.is_none() && netdev.is_up()? == Some(false);
+        Ok(Self { name: Some(netdev.name().to_owned()), link_type, carrier, is_down })
     }
 }
 
@@ -227,6 +229,8 @@ impl<'a> Reader<'a> {
             Some(classes) => classes.rdma.by(&device.id).to_vec(),
             None => pci.rdma_devices()?,
         };
+        // A function without PF is set up by who gets it.
+        device.pf_is_down &= pf != address;
         device.vdpa = self.vdpa.get(&address).cloned();
         if let Some(physical) = physical {
             device.number = physical.vfs.get(&address).copied();
@@ -295,6 +299,7 @@ impl<'a> Reader<'a> {
             netdevs: netdevs.iter().map(|netdev| netdev.name().to_owned()).collect(),
             link_type: link_type(own.flatten()).or(port.link_type),
             carrier: port.carrier,
+            pf_is_down: port.is_down,
             rdma: Vec::new(),
             rdma_enabled: false,
             ddp_profile: None,

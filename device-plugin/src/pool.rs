@@ -51,6 +51,8 @@ pub(crate) enum Illness {
     Unfit(Reason),
     /// The port of its PF has no carrier.
     NoCarrier,
+    /// The port of its PF is set down.
+    PfDown { pf: String },
 }
 
 impl fmt::Display for Illness {
@@ -59,6 +61,7 @@ impl fmt::Display for Illness {
             Self::Gone => f.write_str("the device is gone"),
             Self::Unfit(reason) => reason.fmt(f),
             Self::NoCarrier => f.write_str("the PF has no carrier"),
+            Self::PfDown { pf } => write!(f, "the PF is down (ip link set {pf} up)"),
         }
     }
 }
@@ -177,7 +180,7 @@ fn sort_telling(
             && let Some(pool) = pools.get_mut(index)
         {
             let (selector, illness) = match selector.or_else(|| pool.conf.fits(device)) {
-                Some(selector) => (selector, carrier(&pool.conf, device)),
+                Some(selector) => (selector, link(&pool.conf, device)),
                 None => unfit(&pool.conf, device),
             };
             let offer = Offer { device: Some(device.clone()), selector, illness };
@@ -219,8 +222,16 @@ impl PoolConf {
     }
 }
 
-fn carrier(pool: &PoolConf, device: &Device) -> Option<Illness> {
-    (device.carrier == Some(false) && !pool.ignore_link).then_some(Illness::NoCarrier)
+/// What the link of the PF makes of a device.
+fn link(pool: &PoolConf, device: &Device) -> Option<Illness> {
+    if pool.ignore_link {
+        return None;
+    }
+    if device.pf_is_down {
+        let pf = device.pf_name.clone().unwrap_or_else(|| device.pf.to_string());
+        return Some(Illness::PfDown { pf });
+    }
+    (device.carrier == Some(false)).then_some(Illness::NoCarrier)
 }
 
 /// The state of a device that a container holds, though the pool would not take it now.
@@ -303,6 +314,21 @@ mod tests {
         let (pools, _) =
             sorted(&fake, r#"{"resourceName": "a", "ignoreLink": true}"#, &Allocations::default());
         assert!(pools[0].advertised().iter().all(|device| device.health == "Healthy"));
+    }
+
+    #[test]
+    fn vfs_of_a_pf_that_is_down_are_unhealthy() {
+        let fake = fake_nic(2);
+        fake.pci("0000:3b:00.0").netdev_down("ens1f0");
+        // Not a VF here, though it may be one outside this machine: who gets it sets it up.
+        fake.pci("0000:5e:00.0").driver("iavf").netdev("ens9").netdev_down("ens9");
+        let illnesses = |conf: &str| -> Vec<Option<String>> {
+            let (pools, _) = sorted(&fake, conf, &Allocations::default());
+            pools[0].offers.values().map(|offer| offer.illness.as_ref().map(Illness::to_string)).collect()
+        };
+        let down = || Some("the PF is down (ip link set ens1f0 up)".to_owned());
+        assert_eq!(illnesses(r#"{"resourceName": "a"}"#), [down(), down(), None]);
+        assert_eq!(illnesses(r#"{"resourceName": "a", "ignoreLink": true}"#), [None, None, None]);
     }
 
     #[test]

@@ -219,6 +219,7 @@ mod tests {
             netdevs: vec!["ens1f0v5".into()],
             link_type: Some("ether".into()),
             carrier: Some(true),
+            pf_is_down: false,
             rdma: vec!["irdma5".into()],
             rdma_enabled: false,
             ddp_profile: Some("ICE COMMS Package".into()),

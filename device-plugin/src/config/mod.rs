@@ -132,7 +132,7 @@ pub(crate) struct PoolConf {
     pub(crate) additional_info: AdditionalInfo,
     /// Offer also devices that the node itself uses.
     pub(crate) offer_in_use: bool,
-    /// A device is healthy also while its PF has no carrier.
+    /// A device is healthy also while its PF is down or has no carrier.
     pub(crate) ignore_link: bool,
     pub(crate) placement: Placement,
     /// The PCI function, such as a GPU, to which the devices of a container are to be as near as can be.

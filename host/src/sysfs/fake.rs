@@ -223,8 +223,15 @@ impl FakePci<'_> {
         fake.link_class("net", &device);
         fake.link(&self.path(), &format!("{device}/device"));
         pci.net_attribute(name, "type", "1")
+            .net_attribute(name, "flags", "0x1003")
             .net_attribute(name, "operstate", "up")
             .net_attribute(name, "carrier", "1")
+    }
+
+    /// Sets a network device of the function down: then its carrier cannot be read.
+    pub fn netdev_down(self, netdev: &str) -> Self {
+        fs::remove_file(self.path().join("net").join(netdev).join("carrier")).expect("a carrier");
+        self.net_attribute(netdev, "flags", "0x1002").net_attribute(netdev, "operstate", "down")
     }
 
     /// Sets an attribute of a network device of the function.

@@ -94,6 +94,23 @@ impl NetDevice {
         Ok(self.directory.attribute("carrier")?.map(|text| text == "1"))
     }
 
+    /// Whether the device is administratively up (`IFF_UP` of `include/uapi/linux/if.h`); `None` if there is no such
+    /// device.
+    ///
+    /// # Errors
+    /// The attribute is not a hexadecimal number.
+    pub fn is_up(&self) -> Result<Option<bool>> {
+        const IFF_UP: u32 = 1;
+        let Some(text) = self.directory.attribute("flags")? else { return Ok(None) };
+        match u32::from_str_radix(text.trim_start_matches("0x"), 16) {
+            Ok(flags) => Ok(Some(flags & IFF_UP != 0)),
+            Err(_) => {
+                let path = self.directory.path().join("flags");
+                Err(SysfsError::Parse { path, text, expected: "flags in hexadecimal" })
+            }
+        }
+    }
+
     /// The names of the devices that this one stands directly on: the ports of a bond or bridge, the parent of a
     /// VLAN or macvlan (the kernel's `lower_<name>` links).
     ///
