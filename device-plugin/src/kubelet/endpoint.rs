@@ -7,7 +7,7 @@
 //! listen, and announces itself anew.
 
 use std::future::pending;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,10 +119,14 @@ impl Endpoint {
         };
         let resource = self.pool.borrow().conf.resource.clone();
         while !stop.is_cancelled() {
+            let begun = Instant::now();
             match self.serve(&resource, &mut waits, &stop).await {
                 Ok(()) => return,
                 Err(lost) if lost.is_routine() => {
                     tracing::info!(%resource, reason = %lost, "serving anew");
+                    // At once, unless somebody takes sockets away as fast as they are made.
+                    let wait = retry.saturating_sub(begun.elapsed());
+                    let _ = timeout(wait, stop.cancelled()).await;
                 }
                 Err(lost) => {
                     let wait = waits.failure.step();
@@ -141,11 +145,8 @@ impl Endpoint {
         stop: &CancellationToken,
     ) -> Result<(), Lost> {
         let places = &self.granter.places;
-        let mode = Mode::of(places);
+        let Some(mode) = self.mode(stop).await else { return Ok(()) };
         let directory = mode.directory(places);
-        if !self.exists(&directory, stop).await {
-            return Ok(());
-        }
         let name = resource.socket_name();
         let path = directory.join(&name);
         // Before anything is looked at, so that no change is missed.
@@ -167,6 +168,8 @@ impl Endpoint {
         self.granter.metrics.serving(resource);
 
         let mut session = Session::new(places, resource, name, mode, file, waits);
+        // What came before the watch did.
+        session.directories_changed()?;
         loop {
             tokio::select! {
                 biased;
@@ -200,15 +203,23 @@ impl Endpoint {
         }
     }
 
-    /// Waits until kubelet has made its directory; false if stopped before.
-    async fn exists(&self, directory: &Path, stop: &CancellationToken) -> bool {
-        if !directory.is_dir() {
-            tracing::warn!(directory = %directory.display(), "waiting for kubelet to make it");
-        }
-        while !directory.is_dir() && !stop.is_cancelled() {
+    /// The way in which kubelet can be told, once it has made a directory for that; `None` if stopped before.
+    async fn mode(&self, stop: &CancellationToken) -> Option<Mode> {
+        let places = &self.granter.places;
+        let mut told = false;
+        while !stop.is_cancelled() {
+            let mode = Mode::of(places);
+            let directory = mode.directory(places);
+            if directory.is_dir() {
+                return Some(mode);
+            }
+            if !told {
+                tracing::warn!(directory = %directory.display(), "waiting for kubelet to make it");
+                told = true;
+            }
             let _ = timeout(self.patience.retry, stop.cancelled()).await;
         }
-        !stop.is_cancelled()
+        None
     }
 }
 

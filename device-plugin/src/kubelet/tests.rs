@@ -24,6 +24,9 @@ use crate::discovery::DefaultRoutes;
 use crate::inventory::Inventory;
 use crate::places::Places;
 use crate::pool::{Pool, sort};
+use crate::status::Metrics;
+
+mod faults;
 
 const RESOURCE: &str = "intel.com/vfs";
 const ONE: [&str; 1] = ["0000:3b:10.0 Healthy"];
@@ -34,6 +37,8 @@ struct Node {
     fake: FakeSysfs,
     _directory: TempDir,
     places: Places,
+    metrics: Arc<Metrics>,
+    patience: Patience,
     pool: watch::Sender<Arc<Pool>>,
     stop: CancellationToken,
     plugin: Option<JoinHandle<()>>,
@@ -41,6 +46,13 @@ struct Node {
 
 impl Node {
     fn new(watched: bool) -> Self {
+        let ms = Duration::from_millis;
+        let patience =
+            Patience { retry: ms(20), retry_limit: ms(100), silence: ms(300), silence_limit: ms(300) };
+        Self::with_patience(watched, patience)
+    }
+
+    fn with_patience(watched: bool, patience: Patience) -> Self {
         let fake = FakeSysfs::new();
         fake.pci("0000:3b:10.0").driver("igbvf");
         let directory = tempfile::tempdir().unwrap();
@@ -57,30 +69,32 @@ impl Node {
             std::fs::create_dir(places.plugins_registry()).unwrap();
         }
         let pool = watch::Sender::new(Arc::new(pool(&fake)));
-        let mut node =
-            Self { fake, _directory: directory, places, pool, stop: CancellationToken::new(), plugin: None };
+        let mut node = Self {
+            fake,
+            _directory: directory,
+            places,
+            metrics: Arc::default(),
+            patience,
+            pool,
+            stop: CancellationToken::new(),
+            plugin: None,
+        };
         node.start_plugin();
         node
     }
 
     fn start_plugin(&mut self) {
         self.stop = CancellationToken::new();
-        let ms = Duration::from_millis;
         let endpoint = Endpoint {
             pool: self.pool.subscribe(),
             granter: Arc::new(Granter {
-                metrics: Arc::default(),
+                metrics: self.metrics.clone(),
                 sysfs: self.fake.sysfs(),
                 places: self.places.clone(),
                 device_info: device_info::Directory::new(self.places.device_info.clone()),
                 cdi: None,
             }),
-            patience: Patience {
-                retry: ms(20),
-                retry_limit: ms(100),
-                silence: ms(300),
-                silence_limit: ms(300),
-            },
+            patience: self.patience,
         };
         self.plugin = Some(tokio::spawn(endpoint.run(self.stop.clone())));
     }

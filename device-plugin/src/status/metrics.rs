@@ -61,9 +61,12 @@ impl Metrics {
         });
     }
 
-    /// A socket is being served.
+    /// A socket is being served, to nobody yet.
     pub(crate) fn serving(&self, resource: &Resource) {
-        self.of(resource, |serving| serving.sockets += 1);
+        self.of(resource, |serving| {
+            serving.sockets += 1;
+            serving.listeners = 0;
+        });
     }
 
     /// So many kubelets listen to the list now.
@@ -106,8 +109,14 @@ impl Metrics {
     }
 
     /// Whether a kubelet listens to the list of a resource.
-    pub(super) fn is_heard(&self, resource: &Resource) -> bool {
+    pub(crate) fn is_heard(&self, resource: &Resource) -> bool {
         self.counts().resources.get(resource).is_some_and(|serving| serving.listeners > 0)
+    }
+
+    /// How many sockets were made for a resource.
+    #[cfg(test)]
+    pub(crate) fn sockets(&self, resource: &Resource) -> u64 {
+        self.counts().resources.get(resource).map_or(0, |serving| serving.sockets)
     }
 
     pub(super) fn write(&self, text: &mut Exposition) {
