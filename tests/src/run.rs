@@ -84,6 +84,12 @@ async fn one(session: &mut Session, scenario: &Scenario, before: &mut Vfs) -> Ou
     let ran = tokio::time::timeout(LIMIT, (scenario.run)(session)).await;
     let ran = ran.unwrap_or_else(|_| Err(anyhow::anyhow!("not finished in {} s", LIMIT.as_secs())));
     let cleaned = session.cluster.clean().await.context("afterwards");
+    if std::mem::take(&mut session.renewed)
+        && let Ok(now) = session.vfs().await
+    {
+        // New VFs have new addresses.
+        *before = now;
+    }
     let unchanged = session.ensure_unchanged(before).await.context("afterwards");
     if unchanged.is_err()
         && let Ok(now) = session.vfs().await

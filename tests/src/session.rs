@@ -40,6 +40,8 @@ pub struct Session {
     pub sysfs: Sysfs,
     /// Interfaces of the node.
     pub netlink: Netlink,
+    /// Whether VFs were made anew, so that what they were before does not count any more.
+    pub renewed: bool,
 }
 
 /// A pod that runs, with its specification.
@@ -79,7 +81,8 @@ impl Session {
             node: cluster.node_name().await?,
         };
         let prepared = prepare(&setup.sources, &sysfs, &access, tell)?;
-        let mut session = Session { cluster, node, prepared, sysfs, netlink: Netlink::connect()? };
+        let netlink = Netlink::connect()?;
+        let mut session = Session { cluster, node, prepared, sysfs, netlink, renewed: false };
         if session.prepared.multus_daemon.is_some() {
             wait_in_front().await?;
         }

@@ -47,6 +47,14 @@ impl Node for KubeNode {
         })
     }
 
+    fn pause_kubelet(&mut self) -> Result<()> {
+        kill(Pid::from_raw(kubelet()?), Signal::SIGSTOP).context("stop kubelet")
+    }
+
+    fn continue_kubelet(&mut self) -> Result<()> {
+        kill(Pid::from_raw(kubelet()?), Signal::SIGCONT).context("let kubelet go on")
+    }
+
     fn stop(self: Box<Self>) -> LocalBoxFuture<'static, ()> {
         Box::pin(async {})
     }

@@ -2,6 +2,7 @@
 
 mod kubernetes;
 mod simulated;
+mod thread;
 
 use std::fmt;
 use std::path::Path;
@@ -43,6 +44,18 @@ pub trait Node: fmt::Debug + Send {
     /// # Errors
     /// The old one does not end, or no new one starts.
     fn restart_kubelet(&mut self) -> LocalBoxFuture<'_, Result<()>>;
+
+    /// Stops kubelet wherever it is, as SIGSTOP does: its sockets stay, and nobody answers.
+    ///
+    /// # Errors
+    /// There is none that could be stopped.
+    fn pause_kubelet(&mut self) -> Result<()>;
+
+    /// Lets a stopped kubelet go on.
+    ///
+    /// # Errors
+    /// There is none.
+    fn continue_kubelet(&mut self) -> Result<()>;
 
     /// Ends what [`Node`]'s implementation started.
     fn stop(self: Box<Self>) -> LocalBoxFuture<'static, ()>;

@@ -57,6 +57,21 @@ pub struct Prepared {
     pub vfio: Vec<PciAddress>,
 }
 
+impl Prepared {
+    /// Shares the VFs out again after they have been made anew.
+    ///
+    /// # Errors
+    /// There are fewer than before, or the kernel refuses.
+    pub fn share_out(&self, sysfs: &Sysfs) -> Result<()> {
+        let split = vfio::split(sysfs, self.vfio.len())?;
+        ensure!(
+            (&split.netdevices, &split.vfio) == (&self.netdevices, &self.vfio),
+            "the VFs are others than before: {split:?}"
+        );
+        Ok(())
+    }
+}
+
 /// Prepares the node and tells what it does through `tell`.
 ///
 /// # Errors

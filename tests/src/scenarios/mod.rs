@@ -8,6 +8,7 @@ mod advertise;
 mod bad_configuration;
 mod bad_request;
 mod interrupted;
+mod kubelet_faults;
 mod left;
 mod macvlan;
 mod mixed;
@@ -57,6 +58,10 @@ pub enum RunsOn {
 impl Scenario {
     const fn any(name: &'static str, run: Run) -> Scenario {
         Scenario { name, runs_on: RunsOn::Any, run }
+    }
+
+    const fn simulated(name: &'static str, reason: &'static str, run: Run) -> Scenario {
+        Scenario { name, runs_on: RunsOn::Only(Grade::Simulated, reason), run }
     }
 
     const fn thick(name: &'static str, run: Run) -> Scenario {
@@ -155,6 +160,18 @@ pub const ALL: &[Scenario] = &[
     Scenario::any("the device plugin is killed and started again", |s| {
         Box::pin(restarts::device_plugin_killed(s))
     }),
+    Scenario::thin(
+        "kubelet stands still while VFs go and come, and the node offers them when it goes on",
+        |s| Box::pin(kubelet_faults::stopped(s)),
+    ),
+    Scenario::thin("kubelet's directories for plugins are wiped while it runs, and it restarts", |s| {
+        Box::pin(kubelet_faults::wiped(s))
+    }),
+    Scenario::simulated(
+        "somebody removes the sockets of the device plugin",
+        "the sockets go with all else where the directories are wiped",
+        |s| Box::pin(kubelet_faults::socket_removed(s)),
+    ),
     Scenario::any("sriov is killed in the middle of ADD", |s| Box::pin(interrupted::sriov_killed(s))),
     Scenario::thin("multus is killed in the middle of ADD", |s| Box::pin(interrupted::multus_killed(s))),
     Scenario::thick("multus-shim is killed in the middle of ADD", |s| Box::pin(interrupted::shim_killed(s))),

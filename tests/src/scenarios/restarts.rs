@@ -42,14 +42,16 @@ pub(super) async fn device_plugin_killed(session: &mut Session) -> Result<()> {
     next_pod(session, &first, address).await
 }
 
-async fn first_pod(session: &Session) -> Result<(Running, IpAddr)> {
+/// A pod that has a VF, and its address.
+pub(super) async fn first_pod(session: &Session) -> Result<(Running, IpAddr)> {
     session.vlan_network("vlan100", 100).await?;
     let request = json!([{"name": "vlan100", "ips": ["10.56.100.41/24"]}]);
     let pod = session.run(PodSpec::new("before").networks(&request).devices(NETDEVICE, 1)).await?;
     Ok((pod, IpAddr::from([10, 56, 100, 41])))
 }
 
-async fn untouched(pod: &Running) -> Result<()> {
+/// Fails if the pod is not what it was.
+pub(super) async fn untouched(pod: &Running) -> Result<()> {
     let now = Inside::find(&pod.spec).await.context("the running pod was ended")?;
     ensure!(now.pid() == pod.inside.pid(), "the running pod was started again");
     pod.inside.link("net1").await.context("the running pod lost its interface")?;
@@ -57,7 +59,7 @@ async fn untouched(pod: &Running) -> Result<()> {
 }
 
 /// Another pod gets another VF and reaches the first.
-async fn next_pod(session: &Session, first: &Running, address: IpAddr) -> Result<()> {
+pub(super) async fn next_pod(session: &Session, first: &Running, address: IpAddr) -> Result<()> {
     let request = json!([{"name": "vlan100", "ips": ["10.56.100.42/24"]}]);
     let second = session.run(PodSpec::new("after").networks(&request).devices(NETDEVICE, 1)).await?;
     second.inside.reaches(address).await?;

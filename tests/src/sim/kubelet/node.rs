@@ -14,6 +14,9 @@ use tracing::warn;
 use super::Options;
 use super::manager::DeviceManager;
 
+/// How often the status is reported when nothing has changed; the kubelet of the lab has the same time.
+const REGULARLY: Duration = Duration::from_secs(2);
+
 /// Where the kernel counts huge pages of 2 MiB.
 const HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
@@ -41,7 +44,7 @@ pub(super) async fn follow(client: Client, options: Options, manager: Arc<Device
     let mut changes = manager.changes();
     let mut due = false;
     loop {
-        if !due && changes.changed().await.is_err() {
+        if !due && let Ok(Err(_)) = tokio::time::timeout(REGULARLY, changes.changed()).await {
             return;
         }
         changes.mark_unchanged();
