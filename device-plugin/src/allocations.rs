@@ -8,12 +8,13 @@ use std::time::Duration;
 use kubelet_api::podresources::pod_resources_lister_client::PodResourcesListerClient;
 use kubelet_api::podresources::{ListPodResourcesRequest, ListPodResourcesResponse};
 use serde::Serialize;
+use tonic::Code;
 
 /// How long kubelet may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A container that holds a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A container that holds a device; the default is one that is not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Holder {
     pub(crate) namespace: String,
     pub(crate) pod: String,
@@ -44,6 +45,17 @@ pub(crate) enum Error {
     Timeout,
 }
 
+impl Error {
+    /// Whether it is of no use to ask the kubelet on `socket` again: it has no such interface, as before 1.20.
+    pub(crate) fn is_final(&self, socket: &Path) -> bool {
+        match self {
+            Self::Connect(_) => !socket.exists(),
+            Self::List(status) => status.code() == Code::Unimplemented,
+            Self::Timeout => false,
+        }
+    }
+}
+
 impl Allocations {
     /// Asks the kubelet on `socket`.
     pub(crate) async fn read(socket: &Path) -> Result<Self, Error> {
@@ -54,6 +66,14 @@ impl Allocations {
         };
         let listed = tokio::time::timeout(LIMIT, ask).await.unwrap_or(Err(Error::Timeout));
         listed.map(Self::from)
+    }
+
+    /// Adds devices of `resource` that some container may hold, if nobody is known to.
+    pub(crate) fn suppose<'a>(&mut self, resource: &str, devices: impl Iterator<Item = &'a str>) {
+        let holders = self.holders.entry(resource.to_owned()).or_default();
+        for device in devices {
+            holders.entry(device.to_owned()).or_default();
+        }
     }
 
     /// The holders of devices of `resource`, by device.

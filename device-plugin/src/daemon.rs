@@ -33,6 +33,9 @@ const REGULARLY: Duration = Duration::from_secs(30);
 const KUBELET_LIMIT: Duration = Duration::from_millis(500);
 /// The same for the regular look, which is in no hurry.
 const KUBELET_REGULAR_LIMIT: Duration = Duration::from_secs(2);
+/// How soon kubelet is asked again if it did not say what containers hold, at first and at last.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ASK_AGAIN_LIMIT: Duration = Duration::from_secs(5);
 /// How long all sockets together may take to close.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -58,7 +61,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
         daemon.serve_status(address);
     }
     daemon.scan(KUBELET_LIMIT).await;
-    let mut scan_at = None;
+    let mut scan_at = daemon.ask_again_at();
     let mut regular_at = Instant::now() + REGULARLY;
     loop {
         tokio::select! {
@@ -69,7 +72,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
             }
             change = daemon.changes.next() => {
                 daemon.note(change);
-                scan_at = scan_at.or_else(|| Some(Instant::now() + GATHER));
+                let gathered = Instant::now() + GATHER;
+                scan_at = Some(scan_at.map_or(gathered, |at| gathered.min(at)));
             }
             () = sleep_until(scan_at.unwrap_or(regular_at).min(regular_at)) => {
                 let regular = Instant::now() >= regular_at;
@@ -82,7 +86,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
                     daemon.scope = Scope::Everything;
                 }
                 daemon.scan(if regular { KUBELET_REGULAR_LIMIT } else { KUBELET_LIMIT }).await;
-                scan_at = None;
+                scan_at = daemon.ask_again_at();
             }
         }
     }
@@ -141,6 +145,8 @@ struct Daemon {
     granter: Arc<Granter>,
     /// What containers hold, when kubelet last said so.
     allocations: Option<Arc<Allocations>>,
+    /// While kubelet does not say: how long to wait before it is asked again.
+    unanswered: Option<Duration>,
     /// Resources whose stale files have been removed.
     swept: BTreeSet<Resource>,
     started: SystemTime,
@@ -172,6 +178,7 @@ impl Daemon {
             firmware: Firmware::default(),
             granter: Arc::new(granter),
             allocations: None,
+            unanswered: None,
             swept: BTreeSet::new(),
             started: SystemTime::now(),
             served: BTreeMap::new(),
@@ -272,11 +279,44 @@ impl Daemon {
 
     async fn ask_kubelet(&mut self, limit: Duration) {
         let socket = self.granter.places.pod_resources_socket();
-        match timeout(limit, Allocations::read(&socket)).await {
-            Ok(Ok(allocations)) => self.allocations = Some(Arc::new(allocations)),
-            Ok(Err(error)) => tracing::debug!(%error, "cannot ask kubelet what containers hold"),
-            Err(_) => tracing::debug!("kubelet is slow to say what containers hold"),
+        let known = match timeout(limit, Allocations::read(&socket)).await {
+            Ok(Ok(allocations)) => {
+                self.allocations = Some(Arc::new(allocations));
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "cannot ask kubelet what containers hold");
+                error.is_final(&socket)
+            }
+            Err(_) => {
+                tracing::debug!("kubelet is slow to say what containers hold");
+                false
+            }
+        };
+        self.unanswered = match self.unanswered {
+            _ if known => None,
+            Some(wait) => Some((wait * 2).min(ASK_AGAIN_LIMIT)),
+            None => Some(ASK_AGAIN),
+        };
+    }
+
+    /// When kubelet is to be asked again, if it did not say what containers hold.
+    fn ask_again_at(&self) -> Option<Instant> {
+        self.unanswered.map(|wait| Instant::now() + wait)
+    }
+
+    /// What containers may hold. As long as kubelet does not say, that is whatever it has been offered: a device that
+    /// is gone or does not fit any more stays in its list, unhealthy.
+    fn holdings(&self) -> Arc<Allocations> {
+        let mut holdings = self.allocations.clone().unwrap_or_default();
+        if self.unanswered.is_some() {
+            let holdings = Arc::make_mut(&mut holdings);
+            for (resource, served) in &self.served {
+                let pool = served.pool.borrow();
+                holdings.suppose(&resource.to_string(), pool.offers.keys().map(|id| &**id));
+            }
         }
+        holdings
     }
 
     async fn ask_for_routes(&mut self) {
@@ -297,9 +337,7 @@ impl Daemon {
     }
 
     fn publish(&mut self, devices: Vec<Arc<Device>>) {
-        let nothing = Allocations::default();
-        let allocations = self.allocations.as_deref().unwrap_or(&nothing);
-        let pools = pool::sort(&self.conf, &devices, allocations);
+        let pools = pool::sort(&self.conf, &devices, &self.holdings());
         let wanted: BTreeSet<&Resource> = pools.iter().map(|pool| &pool.conf.resource).collect();
         let gone: Vec<Resource> =
             self.served.keys().filter(|resource| !wanted.contains(resource)).cloned().collect();
@@ -400,3 +438,6 @@ fn log_difference(old: Option<&Pool>, new: &Pool) {
         tracing::info!(%resource, devices = new.offers.len(), healthy = new.healthy(), "pool");
     }
 }
+
+#[cfg(test)]
+mod tests;
