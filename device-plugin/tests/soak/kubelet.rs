@@ -47,7 +47,7 @@ impl Kubelet {
                     stopped
                         .run_until_cancelled(async {
                             loop {
-                                kept.push(listener.accept().await.unwrap())
+                                kept.push(listener.accept().await.unwrap());
                             }
                         })
                         .await;
