@@ -51,7 +51,8 @@ impl PluginConf {
 }
 
 impl NetworkList {
-    /// Reads a network: a list when there is `plugins`, else a single plugin.
+    /// Reads a network: a single plugin when there is a `type`, else a list. Where both are there `type` counts, as
+    /// with the reference implementation.
     ///
     /// # Errors
     /// Code 6 for JSON of the wrong form, code 7 for a list without plugins or a plugin without `type`, code 1
@@ -65,16 +66,17 @@ impl NetworkList {
     /// # Errors
     /// As for [`parse`](Self::parse).
     pub fn from_object(object: Object) -> Result<Self, Error> {
+        let kind = object.decode::<String>("type")?.unwrap_or_default();
         // A list in a file may leave its plugins to a sub-directory; here is no directory.
         let plugins = object.get_fold("plugins").filter(|plugins| *plugins != "null");
-        match (plugins, object.get_fold("type")) {
-            (None, None) => {
+        match (kind.as_str(), plugins, object.get_fold("type")) {
+            ("", None, None) => {
                 return Err(Error::invalid_config(
                     "error parsing configuration: it has neither 'type' (one plugin) nor 'plugins' (a list)",
                 ));
             }
-            (Some(_), _) => return Self::read_list(object),
-            (None, Some(_)) => {}
+            ("", Some(_), _) => return Self::read_list(object),
+            _ => {}
         }
         Ok(NetworkList {
             name: object.decode("name")?.unwrap_or_default(),
@@ -275,6 +277,15 @@ mod tests {
     #[test]
     fn a_plugin_with_null_for_plugins_is_one_plugin() {
         assert!(list(r#"{"name":"n","plugins":null,"type":"a"}"#).is_single());
+    }
+
+    #[test]
+    fn where_there_are_both_the_type_counts() {
+        for plugins in ["[]", "7", r#"[{"type":"b"}]"#] {
+            let list = list(&format!(r#"{{"name":"n","plugins":{plugins},"type":"a"}}"#));
+            assert_eq!((list.is_single(), list.plugins[0].kind.as_str()), (true, "a"), "{plugins}");
+        }
+        assert!(!list(r#"{"name":"n","plugins":[{"type":"b"}],"type":""}"#).is_single());
     }
 
     #[test]
