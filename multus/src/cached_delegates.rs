@@ -3,7 +3,7 @@
 //! A JSON array with one object for each delegate. What upstream's members cannot say stands beside them under
 //! `podrail`, which upstream ignores, so either program can delete the other's pods. Files of upstream 3.x to
 //! 4.3 are read as well: `Bytes` holds the delegate's configuration there; in 4.2.1 to 4.3.0 it lost parts of
-//! some, which `CNINetworkConfigList` still has.
+//! some, which `CNINetworkConfigList` still has. The earliest have a single address as a text.
 
 use std::path::PathBuf;
 
@@ -185,17 +185,47 @@ fn with_upstreams(
         _ => format!("net{index}"),
     };
     delegate.attachment.args = request.args.pairs().to_vec();
-    for (key, capability) in [
-        ("macRequest", "mac"),
-        ("infinibandGUIDRequest", "infinibandGUID"),
-        ("ipRequest", "ips"),
-        ("deviceID", "deviceID"),
-    ] {
-        if let (false, Some(value)) = (delegate.is_primary, element.get_fold(key)) {
-            delegate.attachment.capabilities.set_raw(capability, value)?;
+    if let Some(id) = &delegate.device_id {
+        // Not in every version did it reach the list that is kept as a whole.
+        for plugin in
+            delegate.list.plugins.iter_mut().filter(|plugin| plugin.config.get("deviceID").is_none())
+        {
+            plugin.config.set("deviceID", id)?;
+            plugin.config.set("pciBusID", id)?;
         }
     }
+    if delegate.is_primary {
+        return Ok(delegate);
+    }
+    let capabilities = &mut delegate.attachment.capabilities;
+    for (key, capability) in
+        [("macRequest", "mac"), ("infinibandGUIDRequest", "infinibandGUID"), ("deviceID", "deviceID")]
+    {
+        if let Some(text) = element.decode::<String>(key)?.filter(|text| !text.is_empty()) {
+            capabilities.set(capability, &text)?;
+        }
+    }
+    let ips = element.decode::<Ips>("ipRequest")?.map(Ips::into_list).unwrap_or_default();
+    if !ips.is_empty() {
+        capabilities.set("ips", &ips)?;
+    }
     Ok(delegate)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ips {
+    List(Vec<String>),
+    One(String),
+}
+
+impl Ips {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Ips::List(ips) => ips,
+            Ips::One(ip) => Some(ip).filter(|ip| !ip.is_empty()).into_iter().collect(),
+        }
+    }
 }
 
 fn base64(object: &Object, key: &str) -> Result<Vec<u8>, cni::Error> {
@@ -315,7 +345,25 @@ mod tests {
         assert_eq!(got[1].attachment.capabilities.get("mac"), Some("\"02:00:00:00:00:01\""));
         assert_eq!(got[1].attachment.capabilities.get("ips"), Some("[\"10.0.0.1\"]"));
         assert_eq!(got[1].device_id.as_deref(), Some("0000:01"));
+        assert_eq!(got[1].list.plugins[0].config.get("pciBusID"), Some("\"0000:01\""));
         assert!(got[2].attachment.args.iter().any(|(k, v)| k == "K8S_POD_NAME" && v == "p"));
+    }
+
+    #[test]
+    fn what_upstream_did_not_fill_in_is_not_asked_for() {
+        let bytes = BASE64.encode(r#"{"name":"b","type":"y"}"#);
+        for (members, want) in [
+            (r#""macRequest":"","ipRequest":null,"deviceID":"","infinibandGUIDRequest":null"#, "{}"),
+            (r#""ipRequest":"""#, "{}"),
+            (r#""ipRequest":[]"#, "{}"),
+            (r#""ipRequest":"10.0.0.1","macRequest":"m""#, r#"{"mac":"m","ips":["10.0.0.1"]}"#),
+            (r#""iprequest":["10.0.0.1","fd00::1"]"#, r#"{"ips":["10.0.0.1","fd00::1"]}"#),
+        ] {
+            let file = format!(r#"[{{"Bytes":"{bytes}"}},{{"Name":"b",{members},"Bytes":"{bytes}"}}]"#);
+            let got = decode(file.as_bytes(), &request("{}")).unwrap();
+            let capabilities = String::from_utf8(got[1].attachment.capabilities.to_vec()).unwrap();
+            assert_eq!(capabilities, want, "{members}");
+        }
     }
 
     #[test]
