@@ -226,7 +226,8 @@ impl Attach<'_> {
             let result = match runtime.add(&delegate.list, &delegate.attachment) {
                 Ok(result) => result,
                 Err(mut source) => {
-                    if let Some(why) = vlan::explain(delegate, &source).await {
+                    let why = vlan::explain(delegate, &source).await.or_else(|| delegate.missing_device());
+                    if let Some(why) = why {
                         source.msg = format!("{}: {why}", source.msg);
                     }
                     return Err(Error::Delegate {

@@ -33,12 +33,30 @@ pub struct Delegate {
 }
 
 impl Delegate {
-    /// Where its plugins may tell of its device; `None` when it has none.
+    /// Where its plugins may tell of its device; `None` when it has none and no plugin may make one.
     #[must_use]
     pub fn device_info_file(&self, node: &Node) -> Option<PathBuf> {
         let Attachment { container_id, ifname, .. } = &self.attachment;
-        self.device_id.as_ref().map(|_| device_info_file(node, &self.label, container_id, ifname))
+        has_device_info(&self.list, self.device_id.as_deref())
+            .then(|| device_info_file(node, &self.label, container_id, ifname))
     }
+
+    /// What to do when its plugins fail for want of a device.
+    pub(crate) fn missing_device(&self) -> Option<String> {
+        let resource = self.resource.as_ref().filter(|_| self.device_id.is_none())?;
+        Some(format!(
+            "kubelet allocated no device of resource {resource} to the pod; if network {} needs one, request it in \
+             resources.limits of the pod's containers",
+            self.label
+        ))
+    }
+}
+
+/// The capability by which a plugin says that it tells of a device in a file.
+const DEVICE_INFO: &str = "CNIDeviceInfoFile";
+
+fn has_device_info(list: &NetworkList, device_id: Option<&str>) -> bool {
+    device_id.is_some() || list.plugins.iter().any(|plugin| plugin.has_capability(DEVICE_INFO))
 }
 
 fn device_info_file(node: &Node, label: &str, container_id: &str, ifname: &str) -> PathBuf {
@@ -110,9 +128,8 @@ impl Sandbox<'_> {
             None if is_primary => self.request.ifname.clone(),
             None => format!("net{index}"),
         };
-        let device_info = device_id
-            .as_ref()
-            .map(|_| device_info_file(self.node, &network.label, &self.request.container_id, &ifname));
+        let device_info = has_device_info(&list, device_id.as_deref())
+            .then(|| device_info_file(self.node, &network.label, &self.request.container_id, &ifname));
         let capabilities = self
             .capabilities(is_primary, &selection, device_id.as_deref(), device_info.as_ref())
             .map_err(failed)?;
@@ -135,6 +152,10 @@ impl Sandbox<'_> {
     }
 
     /// The next device of the network's resource. The annotation's `deviceID` counts where there is none.
+    ///
+    /// A resource of which kubelet allocated nothing at all need not be one of a device plugin: NADs for bridges name
+    /// resources that are only counted, so that pods are scheduled where the bridge is. Whether it takes a device is
+    /// for the plugin to say.
     fn device(
         &self,
         network: &str,
@@ -143,14 +164,15 @@ impl Sandbox<'_> {
         devices: &mut DevicePool,
     ) -> Result<Option<String>, Error> {
         let Some(resource) = resource else { return Ok(selection.device_id.clone()) };
-        devices.take(resource).or_else(|| selection.device_id.clone()).map(Some).ok_or_else(|| {
-            Error::NoDevice {
+        match devices.take(resource).or_else(|| selection.device_id.clone()) {
+            None if devices.knows(resource) => Err(Error::NoDevice {
                 network: network.to_owned(),
                 resource: resource.to_owned(),
                 pod: self.pod.map_or_else(|| self.request.container_id.clone(), ToString::to_string),
                 allocated: devices.allocated(resource),
-            }
-        })
+            }),
+            device => Ok(device),
+        }
     }
 
     /// The runtime's values are for the primary alone: a host port is mapped once. What the pod asks of a
@@ -182,7 +204,7 @@ impl Sandbox<'_> {
             capabilities.set("deviceID", id)?;
         }
         if let Some(file) = device_info {
-            capabilities.set("CNIDeviceInfoFile", file)?;
+            capabilities.set(DEVICE_INFO, file)?;
         }
         Ok(capabilities)
     }
@@ -355,6 +377,33 @@ pub(crate) mod tests {
         for part in ["ns/c", "resource r", "allocated 1 ", "pod ns/p", "resources.limits"] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn a_resource_without_devices_is_only_counted() {
+        let bridge = || wanted("b", PLAIN, Some("bridge.network.kubevirt.io/br1"), "");
+        let delegates = delegates(vec![wanted("a", PLAIN, None, ""), bridge()], &["0000:01"]).unwrap();
+        let bridge = &delegates[1];
+        assert_eq!(bridge.device_id, None);
+        assert_eq!(bridge.list.to_vec(), br#"{"type":"x","name":"b"}"#);
+        let advice = bridge.missing_device().unwrap();
+        assert!(
+            advice.contains("resource bridge.network.kubevirt.io/br1") && advice.contains("network ns/b")
+        );
+        assert_eq!(delegates[0].missing_device(), None);
+    }
+
+    #[test]
+    fn a_plugin_that_makes_its_device_tells_of_it() {
+        let config = r#"{"type":"x","capabilities":{"CNIDeviceInfoFile":true}}"#;
+        let delegates =
+            delegates(vec![wanted("a", PLAIN, None, ""), wanted("b", config, None, "")], &[]).unwrap();
+        let file = "/var/run/k8s.cni.cncf.io/devinfo/cni/ns-b-c0ffee_net1";
+        let told = delegates[1].device_info_file(&Node::default());
+        assert_eq!(told.as_deref(), Some(std::path::Path::new(file)));
+        let capability = delegates[1].attachment.capabilities.get(DEVICE_INFO);
+        assert_eq!(capability, Some(format!("{file:?}").as_str()));
+        assert_eq!(delegates[0].device_info_file(&Node::default()), None);
     }
 
     #[test]

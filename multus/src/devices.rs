@@ -49,6 +49,12 @@ impl DevicePool {
         Some(id)
     }
 
+    /// Whether the pod was allocated devices of `resource`, in use or not.
+    #[must_use]
+    pub fn knows(&self, resource: &str) -> bool {
+        self.by_resource.contains_key(resource)
+    }
+
     /// Leaves out devices that are in use already.
     pub fn forget<'a>(&mut self, used: impl Iterator<Item = &'a str>) {
         let used: Vec<&str> = used.collect();
@@ -107,6 +113,7 @@ mod tests {
     fn devices_in_use_are_left_out() {
         let mut pool = DevicePool::new(&[container(&[("r", &["a", "b", "c"])])]);
         pool.forget(["a", "x"].into_iter());
+        assert!(pool.knows("r") && !pool.knows("s"));
         assert_eq!(std::iter::from_fn(|| pool.take("r")).collect::<Vec<_>>(), ["b", "c"]);
     }
 
