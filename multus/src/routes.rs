@@ -67,10 +67,11 @@ impl DefaultRoutes {
         }
     }
 
-    /// Changes the routes of the container.
+    /// Changes the routes of the container, all or none.
     ///
     /// # Errors
-    /// [`Error::Netlink`] with the kernel's reason, for example that the gateway cannot be reached.
+    /// [`Error::Netlink`] with the kernel's reason, for example that the gateway cannot be reached; the default routes are
+    /// then as before.
     pub async fn apply(&self, netns: &Netns, delegates: &[Delegate]) -> Result<(), Error> {
         let failed = |context: &str, source| Error::Netlink { context: context.to_owned(), source };
         let netlink = Netlink::connect_in(netns).map_err(|e| failed("default-route", e))?;
@@ -79,10 +80,28 @@ impl DefaultRoutes {
             links.iter().find(|link| link.name == delegate.attachment.ifname).map(|link| link.index)
         };
         let indices: Vec<Option<u32>> = delegates.iter().map(index_of).collect();
-        for route in netlink.default_routes().await.map_err(|e| failed("default-route", e))? {
+        let before = netlink.default_routes().await.map_err(|e| failed("default-route", e))?;
+        let changed = self.change(&netlink, delegates, &indices, &before).await;
+        if changed.is_err()
+            && let Err(error) = restore(&netlink, &before).await
+        {
+            tracing::warn!("the default routes are not as before: {error}");
+        }
+        changed
+    }
+
+    async fn change(
+        &self,
+        netlink: &Netlink,
+        delegates: &[Delegate],
+        indices: &[Option<u32>],
+        before: &[netlink::Route],
+    ) -> Result<(), Error> {
+        let failed = |context: &str, source| Error::Netlink { context: context.to_owned(), source };
+        for route in before {
             let owner = indices.iter().position(|index| index.is_some_and(|index| route.uses(index)));
             if owner.is_some_and(|delegate| self.displaces(delegate, &route.destination)) {
-                netlink.remove_route(&route).await.map_err(|e| failed("error removing default route", e))?;
+                netlink.remove_route(route).await.map_err(|e| failed("error removing default route", e))?;
             }
         }
         for (delegate, gateway) in &self.gateways {
@@ -100,6 +119,29 @@ impl DefaultRoutes {
         }
         Ok(())
     }
+}
+
+/// Makes the default routes those of `before` again.
+async fn restore(netlink: &Netlink, before: &[netlink::Route]) -> Result<(), netlink::Error> {
+    let now = netlink.default_routes().await?;
+    for route in now.iter().filter(|route| !before.contains(route)) {
+        netlink.remove_route(route).await?;
+    }
+    for route in before.iter().filter(|route| !now.contains(route)) {
+        if route.next_hops.is_empty() {
+            netlink.append_route(route).await?;
+        }
+        for (gateway, interface) in &route.next_hops {
+            let hop = netlink::Route {
+                gateway: *gateway,
+                interface: Some(*interface),
+                next_hops: Vec::new(),
+                ..route.clone()
+            };
+            netlink.append_route(&hop).await?;
+        }
+    }
+    Ok(())
 }
 
 fn same_family(a: IpAddr, b: IpAddr) -> bool {

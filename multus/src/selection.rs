@@ -267,11 +267,16 @@ fn parse_element(index: usize, element: &Object) -> Result<Result<Selection, Sel
         infiniband_guid: text("infiniband-guid")?,
         port_mappings,
         bandwidth,
-        default_route: element.decode("default-route")?,
+        default_route: element.decode::<Vec<IpAddr>>("default-route")?.map(canonical),
         cni_args: element.decode("cni-args")?,
         device_id: text("deviceID")?,
         ipam_claim_reference: text("ipam-claim-reference")?,
     }))
+}
+
+/// An IPv4 address in the clothes of an IPv6 one is an IPv4 address, as for Go.
+fn canonical(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.iter().map(IpAddr::to_canonical).collect()
 }
 
 fn validate(selection: &Selection) -> Result<(), SelectionError> {
@@ -391,6 +396,16 @@ mod tests {
         assert_eq!(a.ipam_claim_reference.as_deref(), Some("claim"));
         assert_eq!(b.to_string(), "b@net9");
         assert_eq!(b.default_route, Some(vec![]));
+    }
+
+    #[test]
+    fn a_mapped_gateway_is_one_of_ipv4() {
+        let selections =
+            parse(r#"[{"name": "a", "default-route": ["::ffff:10.0.0.1", "fd00::1"]}]"#).unwrap();
+        assert_eq!(
+            selections[0].default_route,
+            Some(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()])
+        );
     }
 
     #[test]

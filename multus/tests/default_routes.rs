@@ -93,6 +93,25 @@ fn a_gateway_that_cannot_be_reached_is_named() {
 }
 
 #[test]
+fn what_cannot_be_done_whole_is_not_done() {
+    for wanted in [
+        [None, Some(&["192.0.2.1"][..]), None],
+        // The first of the two works, and takes the place of a route.
+        [None, Some(&["10.1.0.1"][..]), Some(&["2001:db8::1"][..])],
+        [Some(&["10.0.0.9", "2001:db8::1"][..]), None, None],
+    ] {
+        let netns = container();
+        // Who made them is not told of routes that are made again.
+        let routes = |family: &str| {
+            ip(Some(&netns), &format!("{family} route show default")).replace(" proto static", "")
+        };
+        let before = [routes("-4"), routes("-6")];
+        apply(&netns, &wanted).unwrap_err();
+        assert_eq!([routes("-4"), routes("-6")], before, "{wanted:?}");
+    }
+}
+
+#[test]
 fn an_interface_of_no_delegate_keeps_its_route() {
     let netns = container();
     ip(Some(&netns), "link add other type veth peer name another");
