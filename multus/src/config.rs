@@ -48,11 +48,13 @@ pub struct Rotation {
     pub max_backups: usize,
     /// How long they are kept; zero keeps them for ever.
     pub max_age: Duration,
+    /// Whether they are compressed.
+    pub compress: bool,
 }
 
 impl Default for Rotation {
     fn default() -> Self {
-        Rotation { max_size: 100 * MEGABYTE, max_backups: 5, max_age: 5 * DAY }
+        Rotation { max_size: 100 * MEGABYTE, max_backups: 5, max_age: 5 * DAY, compress: true }
     }
 }
 
@@ -201,6 +203,10 @@ impl Rotation {
             max_backups: number("maxBackups")?
                 .map_or(default.max_backups, |count| usize::try_from(count).unwrap_or(usize::MAX)),
             max_age: number("maxAge")?.map_or(default.max_age, |days| DAY.saturating_mul(days)),
+            compress: options
+                .decode("compress")
+                .map_err(|e| e.context("logOptions"))?
+                .unwrap_or(default.compress),
         })
     }
 }
@@ -245,7 +251,7 @@ mod tests {
             r#"{"ConfDir":"/a","CNIDIR":"/b","BinDir":"/c","delegates":[{"type":"x"}],"ClusterNetwork":"n",
                 "defaultNetworks":["d"],"kubeConfig":"/k","LogFile":"/l","LogLevel":"Verbose","logToStderr":false,
                 "readinessindicatorfile":"/r","namespaceIsolation":true,"globalNamespaces":" a , b","multusNamespace":"m",
-                "auxiliaryCNIChainName":"aux","logOptions":{"maxAge":1,"MaxSize":2,"maxBackups":-1,"compress":true},
+                "auxiliaryCNIChainName":"aux","logOptions":{"maxAge":1,"MaxSize":2,"maxBackups":-1,"compress":false},
                 "systemNamespaces":["s"],"runtimeConfig":{"dns":{}},"unknown":1}"#,
         )
         .unwrap();
@@ -257,7 +263,8 @@ mod tests {
         assert_eq!((conf.system_namespaces.len(), conf.multus_namespace.as_str()), (1, "m"));
         assert_eq!(conf.auxiliary_chain.as_deref(), Some("aux"));
         assert_eq!(conf.log.level, LogLevel::Verbose);
-        assert_eq!(conf.log.rotation, Rotation { max_size: 2 << 20, max_backups: 0, max_age: DAY });
+        let rotation = Rotation { max_size: 2 << 20, max_backups: 0, max_age: DAY, compress: false };
+        assert_eq!(conf.log.rotation, rotation);
         assert_eq!(conf.runtime_config.get("dns"), Some("{}"));
     }
 

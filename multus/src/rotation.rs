@@ -1,8 +1,9 @@
 //! Log files put aside when they have grown, as `logOptions` says: `multus.log` becomes
-//! `multus-2026-01-31T12-00-00.000.log`, and the oldest of those are removed.
+//! `multus-2026-01-31T12-00-00.000.log`, then `...log.gz`, and the oldest of those are removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use host::lock::FileLock;
@@ -30,12 +31,29 @@ pub(crate) fn rotate(log: &Path, rotation: &Rotation) -> io::Result<()> {
     let Ok(_lock) = FileLock::acquire(log, LIMIT) else { return Ok(()) };
     let now = SystemTime::now();
     if is_due() {
-        std::fs::rename(log, aside(log, now))?;
+        let aside = aside(log, now);
+        std::fs::rename(log, &aside)?;
+        if rotation.compress {
+            compress(&aside);
+        }
     }
     for file in expired(put_aside(log)?, rotation, now) {
         std::fs::remove_file(file)?;
     }
     Ok(())
+}
+
+/// Has `gzip` of the node compress a file. It takes seconds, which no pod is to wait for, so it goes on after a call has
+/// ended. Where there is no `gzip` the file stays as it is.
+fn compress(file: &Path) {
+    let null = Stdio::null;
+    let started =
+        Command::new("gzip").arg("--").arg(file).stdin(null()).stdout(null()).stderr(null()).spawn();
+    match started {
+        // A process that stays has to take note of its end.
+        Ok(mut gzip) => drop(std::thread::Builder::new().spawn(move || gzip.wait())),
+        Err(error) => eprintln!("multus logging: {} is not compressed: gzip: {error}", file.display()),
+    }
 }
 
 /// The parts of the log's name around the time.
@@ -58,6 +76,7 @@ fn put_aside(log: &Path) -> io::Result<Vec<(PathBuf, SystemTime)>> {
     let (start, end) = name_parts(log);
     // Digits first, as in a year: other logs may begin with the name of this one.
     let is_ours = |name: &str| {
+        let name = name.strip_suffix(".gz").unwrap_or(name);
         let stamp = name.strip_prefix(&start).and_then(|rest| rest.strip_suffix(&end));
         stamp.is_some_and(|stamp| {
             stamp.len() == "2026-01-31T12-00-00.000".len()
@@ -95,7 +114,8 @@ fn expired(
 mod tests {
     use super::*;
 
-    const ROTATION: Rotation = Rotation { max_size: 10, max_backups: 2, max_age: Duration::ZERO };
+    const ROTATION: Rotation =
+        Rotation { max_size: 10, max_backups: 2, max_age: Duration::ZERO, compress: false };
 
     #[test]
     fn a_log_that_has_grown_is_put_aside() {
@@ -127,12 +147,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_put_aside_is_compressed() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("multus.log");
+        let wait_for = |count: usize| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(30);
+            loop {
+                let files = put_aside(&log).unwrap();
+                let done = files.iter().filter(|(file, _)| file.extension().is_some_and(|e| e == "gz"));
+                if done.count() == count && files.len() == count {
+                    return files;
+                }
+                assert!(std::time::Instant::now() < deadline, "{files:?}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        for round in 1..=3 {
+            std::fs::write(&log, format!("1234567890 {round}")).unwrap();
+            rotate(&log, &Rotation { compress: true, ..ROTATION }).unwrap();
+            wait_for(round.min(2));
+        }
+        let newest = wait_for(2).remove(0).0;
+        let content = std::process::Command::new("gzip").arg("-dc").arg(newest).output().unwrap();
+        assert_eq!(content.stdout, b"1234567890 3");
+    }
+
+    #[test]
     fn old_files_expire() {
         let now = SystemTime::now();
         let hours = |hours: u64| now - Duration::from_secs(3600 * hours);
         let files = vec![("new".into(), hours(1)), ("middle".into(), hours(3)), ("old".into(), hours(9))];
         let expired = |max_backups, max_age| -> Vec<PathBuf> {
-            let rotation = Rotation { max_size: 1, max_backups, max_age: Duration::from_secs(max_age) };
+            let rotation =
+                Rotation { max_size: 1, max_backups, max_age: Duration::from_secs(max_age), ..ROTATION };
             super::expired(files.clone(), &rotation, now).collect()
         };
         assert_eq!(expired(0, 0), [""; 0].map(PathBuf::from));
