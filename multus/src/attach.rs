@@ -17,7 +17,7 @@ use crate::detach;
 use crate::device_info::{self, DeviceInfo};
 use crate::devices::DevicePool;
 use crate::kubelet;
-use crate::kubernetes::{Event, EventKind, Kubernetes, PARALLEL, Pod};
+use crate::kubernetes::{Event, EventKind, Kubernetes, Pod};
 use crate::networks::{self, Wanted};
 use crate::node::Node;
 use crate::record::Records;
@@ -35,7 +35,7 @@ const READY_PAUSE: Duration = Duration::from_millis(250);
 /// # Errors
 /// Whatever is in the way; nothing stays attached then.
 pub async fn add(node: &Node, conf: &Conf, request: &Request) -> Result<CniResult, Error> {
-    let kubernetes = Kubernetes::connect(conf.kubeconfig.as_deref()).await?;
+    let kubernetes = Kubernetes::connect_for_call(conf.kubeconfig.as_deref()).await?;
     add_with(node, conf, kubernetes.as_ref(), request).await
 }
 
@@ -169,7 +169,7 @@ impl Attach<'_> {
         self.check_names(&netns).await?;
         let records = Records::new(&self.conf.cni_dir);
         let container = &self.request.container_id;
-        records.write(container, &self.delegates)?;
+        records.create(container, &self.delegates)?;
         let mut started = 0;
         match self.attach(&netns, pod, &mut started).await {
             Ok(results) => Ok(results.into_iter().next().unwrap_or_default()),
@@ -284,7 +284,8 @@ impl Attach<'_> {
         let text = status::annotation(&states).map_err(|e| {
             Error::Conf(cni::Error::internal(format!("network-status has no JSON form: {e}")))
         })?;
-        let tell = stream::iter(&events).for_each_concurrent(PARALLEL, |event| kubernetes.tell(pod, event));
+        let tell = stream::iter(&events)
+            .for_each_concurrent(kubernetes.parallel(), |event| kubernetes.tell(pod, event));
         join(kubernetes.set_network_status(pod, &text), tell).await.0
     }
 

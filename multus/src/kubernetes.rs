@@ -9,12 +9,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::Error;
+use crate::access::{self, Use, chain};
 use crate::known::Known;
 use crate::nad::{Nad, RESOURCE_NAME};
 
@@ -26,10 +26,6 @@ pub const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
-
-/// How many requests run at a time: each further one needs a connection of its own, whose TLS handshake takes as long
-/// as several requests.
-pub(crate) const PARALLEL: usize = 2;
 
 /// How long one request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -93,6 +89,7 @@ pub struct Kubernetes {
     client: Client,
     /// What need not be asked; only a process that stays has it.
     known: Option<Arc<Known>>,
+    parallel: usize,
 }
 
 impl fmt::Debug for Kubernetes {
@@ -102,28 +99,29 @@ impl fmt::Debug for Kubernetes {
 }
 
 impl Kubernetes {
-    /// A client by `kubeconfig`, else by the in-cluster environment; `None` when there is neither.
+    /// A client by `kubeconfig`, else by the in-cluster environment; `None` when there is neither. It is good for as long
+    /// as the process runs.
     ///
     /// # Errors
     /// [`Error::Access`] when there is one that cannot be used.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let (source_of_access, config) = match kubeconfig {
-            Some(file) => (format!("kubeconfig {}", file.display()), from_file(file).await),
-            None if set("KUBERNETES_SERVICE_HOST") && set("KUBERNETES_SERVICE_PORT") => {
-                ("the in-cluster environment".to_owned(), Config::incluster_env().map_err(|e| e.to_string()))
-            }
-            None => return Ok(None),
-        };
-        let client = config.and_then(|mut config| {
-            // Retried here, where the caller's deadline is known.
-            config.default_retry = false;
-            Client::try_from(config).map_err(|e| chain(&e))
-        });
-        match client {
-            Ok(client) => Ok(Some(Kubernetes { client, known: None })),
-            Err(message) => Err(Error::Access { source_of_access, message }),
-        }
+        let client = access::client(kubeconfig, Use::Process).await?;
+        Ok(client.map(|client| Kubernetes { client, known: None, parallel: 2 }))
+    }
+
+    /// As [`connect`](Self::connect), for a single call.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub async fn connect_for_call(kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
+        let client = access::client(kubeconfig, Use::Call).await?;
+        Ok(client.map(|client| Kubernetes { client, known: None, parallel: 16 }))
+    }
+
+    /// How many requests are to run at a time. Where each needs a connection of its own, opening one takes as long as
+    /// several requests.
+    pub(crate) fn parallel(&self) -> usize {
+        self.parallel
     }
 
     /// The same client for a process that stays: it asks only for what is not known, and waits for no event to be
@@ -269,20 +267,6 @@ impl From<DynamicObject> for Nad {
     }
 }
 
-async fn from_file(file: &Path) -> Result<Config, String> {
-    let kubeconfig = Kubeconfig::read_from(file).map_err(|e| chain(&e))?;
-    let names_proxy = |named: &NamedCluster| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some());
-    let names_proxy = kubeconfig.clusters.iter().any(names_proxy);
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .map_err(|e| chain(&e))?;
-    if !names_proxy {
-        // That of the environment, which is the container runtime's: for images, and NO_PROXY is not asked.
-        config.proxy_url = None;
-    }
-    Ok(config)
-}
-
 /// Repeats a request that does no harm when repeated, as long as what stands in its way may pass.
 async fn retried<T, F: Future<Output = kube::Result<T>>>(
     operation: impl Fn() -> String,
@@ -308,10 +292,13 @@ async fn retried<T, F: Future<Output = kube::Result<T>>>(
 /// What an error means to the user, and whether it may pass by itself.
 fn explain(error: &kube::Error) -> (String, bool) {
     let kube::Error::Api(status) = error else {
-        return (
-            format!("{}; is the API server reachable from this node?", chain(error)),
-            is_connection(error),
-        );
+        let text = chain(error);
+        // rustls's words for a certificate that it does not accept.
+        if text.contains("invalid peer certificate") {
+            let hint = "does the kubeconfig have the certificate authority of this API server?";
+            return (format!("{text}; {hint}"), false);
+        }
+        return (format!("{text}; is the API server reachable from this node?"), is_connection(error));
     };
     let (reason, message) = (&status.reason, &status.message);
     match status.code {
@@ -321,6 +308,8 @@ fn explain(error: &kube::Error) -> (String, bool) {
             false,
         ),
         403 => (format!("Forbidden: {message}; give multus the role of its deployment manifest"), false),
+        // Others write the pod at the same time. That there is another pod of the name reads differently.
+        409 if message.contains("the object has been modified") => (format!("{reason}: {message}"), true),
         409 | 422 => (
             format!("{reason}: {message}; the pod was probably made anew, and its own ADD will follow"),
             false,
@@ -334,17 +323,31 @@ fn is_connection(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_))
 }
 
-/// An error with its causes: kube's own text often leaves them out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_is_tried_again() {
+        let modified = "Operation cannot be fulfilled on pods \"p\": the object has been modified; please apply your changes";
+        let made_anew = "Precondition failed: UID in precondition: u, UID in object meta: v";
+        for (code, message, transient, part) in [
+            (401, "", false, "Unauthorized"),
+            (403, "no", false, "Forbidden"),
+            (404, "none", false, "none"),
+            (409, modified, true, "modified"),
+            (409, made_anew, false, "made anew"),
+            (422, "uid: immutable", false, "made anew"),
+            (429, "later", true, "later"),
+            (500, "etcd", true, "etcd"),
+            (503, "", true, ""),
+            (504, "", true, ""),
+        ] {
+            let status = Status { code, message: message.to_owned(), ..Status::default() };
+            let (text, is_transient) = explain(&kube::Error::Api(Box::new(status)));
+            assert!(is_transient == transient && text.contains(part), "{code} {message}: {text}");
         }
-        source = cause.source();
     }
-    text
 }

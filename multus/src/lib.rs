@@ -6,6 +6,7 @@
 //! runs ([`attach`]); default routes ([`routes`]) and the network-status ([`status`], [`device_info`]) follow.
 //! DEL ([`detach`]) needs nothing but what is on disk. Calls for one sandbox take turns ([`turn`]).
 
+mod access;
 pub mod attach;
 pub mod cached_delegates;
 pub mod check;

@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::Error;
 use crate::config::Conf;
-use crate::kubernetes::{DEFAULT_NETWORK, Kubernetes, NETWORKS, PARALLEL, Pod};
+use crate::kubernetes::{DEFAULT_NETWORK, Kubernetes, NETWORKS, Pod};
 use crate::nad::{self, Nad, Network};
 use crate::selection::{self, Selection};
 
@@ -238,7 +238,7 @@ async fn read_nads<'a>(
     let read = |(namespace, name)| async move {
         Ok::<_, Error>(((namespace, name), kubernetes.nad(namespace, name).await?))
     };
-    let found = stream::iter(keys).map(read).buffer_unordered(PARALLEL);
+    let found = stream::iter(keys).map(read).buffer_unordered(kubernetes.parallel());
     found.try_filter_map(async |(key, nad)| Ok(nad.map(|nad| (key, nad)))).try_collect().await
 }
 

@@ -55,6 +55,17 @@ impl Records {
         host::durable::write(&file, &encode(delegates)).map_err(failed)
     }
 
+    /// Writes the record of a sandbox that has none, through to the disk. A part of it, which is what may be there when
+    /// power is lost meanwhile, is taken for what it is ([`Record::Corrupt`]), and nothing is attached then.
+    ///
+    /// # Errors
+    /// [`Error::Record`].
+    pub(crate) fn create(&self, container: &str, delegates: &[Delegate]) -> Result<(), Error> {
+        let failed = |source| Error::Record { container: container.to_owned(), source };
+        host::durable::make_directory(&self.directory).map_err(failed)?;
+        host::durable::create(&self.directory.join(container), &encode(delegates)).map_err(failed)
+    }
+
     /// Reads the record of the sandbox of `request`.
     ///
     /// # Errors
@@ -65,6 +76,8 @@ impl Records {
             .map_err(|source| Error::Record { container: container.clone(), source })?;
         Ok(match bytes.map(|bytes| decode(&bytes, request)) {
             None => Record::Absent,
+            // Nobody writes that: what was attached is told elsewhere, if anywhere.
+            Some(Ok(delegates)) if delegates.is_empty() => Record::Corrupt("it names no delegate".to_owned()),
             Some(Ok(delegates)) => Record::Delegates(delegates),
             Some(Err(error)) => Record::Corrupt(error.to_string()),
         })

@@ -517,14 +517,108 @@ fn the_runtimes_proxy_is_not_asked_for_the_api_server() {
         assert_eq!(cluster.states().await.len(), 1);
         let deleted = call("DEL").await.unwrap();
         assert!(deleted.ok, "{}", deleted.stdout);
+    });
+}
+
+/// A proxy that opens one tunnel after the other and counts them.
+fn proxy() -> (std::net::SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), std::sync::Arc::default());
+    let tunnels: std::sync::Arc<std::sync::atomic::AtomicUsize> = std::sync::Arc::clone(&count);
+    let copy = |mut from: std::net::TcpStream, mut to: std::net::TcpStream| {
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to))
+    };
+    // In the test's network namespace, where the API server is.
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+            let first = lines.next().unwrap().unwrap();
+            let target = first.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().to_owned();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let server = std::net::TcpStream::connect(target).unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            tunnels.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            copy(client.try_clone().unwrap(), server.try_clone().unwrap());
+            copy(server, client);
+        }
+    });
+    (address, count)
+}
+
+#[test]
+fn the_proxy_of_the_kubeconfig_is_used() {
+    Cluster::run(async |cluster| {
+        let uid = cluster.pod(json!({})).await;
+        let kubeconfig = cluster.node.path("kubeconfig");
         let text = std::fs::read_to_string(&kubeconfig).unwrap();
-        std::fs::write(&kubeconfig, text.replace("server:", "proxy-url: http://127.0.0.1:9\n    server:"))
-            .unwrap();
-        let (_, message) = call("ADD").await.unwrap().error();
-        assert!(
-            message.contains("cannot talk to Kubernetes") && message.contains("127.0.0.1:9"),
-            "{message}"
-        );
+        let by_proxy = |url: &str| text.replace("server:", &format!("proxy-url: {url}\n    server:"));
+        std::fs::write(&kubeconfig, by_proxy("ftp://127.0.0.1")).unwrap();
+        let error = cluster.refused(&uid).await;
+        assert!(error.contains("cannot talk to Kubernetes") && error.contains("ftp://127.0.0.1"), "{error}");
+        let (address, tunnels) = proxy();
+        std::fs::write(&kubeconfig, by_proxy(&format!("http://{address}"))).unwrap();
+        cluster.add(&uid).await;
+        assert!(tunnels.load(std::sync::atomic::Ordering::SeqCst) > 0);
+        assert_eq!(cluster.states().await.len(), 1);
+        cluster.del(&uid);
+    });
+}
+
+#[test]
+fn every_form_of_a_kubeconfig() {
+    Cluster::run(async |cluster| {
+        let uid = cluster.pod(json!({})).await;
+        let kubeconfig = cluster.node.path("kubeconfig");
+        let text = std::fs::read_to_string(&kubeconfig).unwrap();
+        let line = |key: &str| text.lines().find(|line| line.contains(key)).unwrap().trim().to_owned();
+        let (authority, token) = (line("certificate-authority-data"), line("token:"));
+        let (certificate, key) = cluster.server.client_pem();
+        for (name, content) in
+            [("ca.crt", cluster.server.ca_pem()), ("client.crt", certificate), ("client.key", key)]
+        {
+            std::fs::write(cluster.node.path(name), content).unwrap();
+        }
+        let plugin = cluster.node.path("bin/credentials");
+        let answer = json!({
+            "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1",
+            "status": {"token": cluster.server.token()},
+        });
+        cluster.node.script("credentials", &format!("echo '{answer}'"));
+        let port = cluster.server.addr().port();
+        let (plain, with_name) =
+            (line("server:"), format!("server: https://127.0.0.1:{port}\n    tls-server-name: kubernetes"));
+        for (what, old, new) in [
+            ("as it is", &token, token.clone()),
+            // A path counts from where the kubeconfig is.
+            ("a file of the authority", &authority, "certificate-authority: ca.crt".to_owned()),
+            ("no check", &authority, "insecure-skip-tls-verify: true".to_owned()),
+            ("another name in the certificate", &plain, with_name),
+            (
+                "a certificate in place of a token",
+                &token,
+                "client-certificate: client.crt\n    client-key: client.key".to_owned(),
+            ),
+            (
+                "a program that has the token",
+                &token,
+                format!(
+                    "exec:\n      apiVersion: client.authentication.k8s.io/v1\n      command: {}\n      interactiveMode: Never",
+                    plugin.display()
+                ),
+            ),
+        ] {
+            std::fs::write(&kubeconfig, text.replace(old.as_str(), &new)).unwrap();
+            let added = cluster.try_add(&uid, &default_conf()).await;
+            assert!(added.is_ok(), "{what}: {}", added.unwrap_err());
+            cluster.del(&uid);
+        }
+        std::fs::write(&kubeconfig, text.replace(&format!("    {authority}\n"), "")).unwrap();
+        let begin = std::time::Instant::now();
+        let error = cluster.refused(&uid).await;
+        assert!(error.contains("does the kubeconfig have the certificate authority"), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(5));
     });
 }
 
@@ -671,6 +765,31 @@ fn a_network_without_its_device_is_not_attached() {
             assert!(error.contains(part), "{error}");
         }
         assert!(!cluster.node.path("devices").exists());
+        serving.abort();
+    });
+}
+
+#[test]
+fn a_resource_that_is_only_counted_needs_no_device() {
+    Cluster::run(async |cluster| {
+        let serving = Kubelet { get: Some(resources("p", &[&["0000:01"]])), list: vec![] }.serve(cluster);
+        let counted = "bridge.network.kubevirt.io/br8";
+        cluster.nad("ns", "counted", &second(8), Some(counted)).await;
+        let needing = r#"[ $CNI_COMMAND = ADD ] && { echo '{"code":7,"msg":"no device"}'; exit 1; }; exit 0"#;
+        cluster.node.script("needing", needing);
+        cluster.nad("ns", "needing", r#"{"cniVersion":"1.0.0","type":"needing"}"#, Some(counted)).await;
+        let uid = cluster.pod(json!({NETWORKS: "counted"})).await;
+        cluster.add(&uid).await;
+        assert_eq!(cluster.states().await, ["main eth0 10.7.0.2", "ns/counted net1 10.8.0.2"]);
+        cluster.del(&uid);
+        let request = http::Request::delete("/api/v1/namespaces/ns/pods/p?gracePeriodSeconds=0")
+            .body(Vec::new())
+            .unwrap();
+        let _: Value = cluster.client.request(request).await.unwrap();
+        let uid = cluster.pod(json!({NETWORKS: "needing"})).await;
+        let error = cluster.refused(&uid).await;
+        let advice = format!("no device: kubelet allocated no device of resource {counted} to the pod");
+        assert!(error.contains(&advice), "{error}");
         serving.abort();
     });
 }

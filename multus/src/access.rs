@@ -1,0 +1,103 @@
+//! Clients of the API server: by a kubeconfig, or by the environment of a pod.
+
+use std::path::Path;
+
+use http::Request;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt as _, RustlsTlsError};
+use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
+use kube::{Client, Config};
+use tower::{BoxError, ServiceExt};
+
+use crate::Error;
+
+/// For how long the client is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// For one call. All of its requests share one HTTP/2 connection, because to open another one takes as long as
+    /// several requests.
+    Call,
+    /// As long as the process runs, with watches.
+    Process,
+}
+
+/// A client by `kubeconfig`, else by the in-cluster environment; `None` when there is neither.
+///
+/// # Errors
+/// [`Error::Access`] when there is one that cannot be used.
+pub(crate) async fn client(kubeconfig: Option<&Path>, used: Use) -> Result<Option<Client>, Error> {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let (source_of_access, config) = match kubeconfig {
+        Some(file) => (format!("kubeconfig {}", file.display()), from_file(file).await),
+        None if set("KUBERNETES_SERVICE_HOST") && set("KUBERNETES_SERVICE_PORT") => {
+            ("the in-cluster environment".to_owned(), Config::incluster_env().map_err(|e| e.to_string()))
+        }
+        None => return Ok(None),
+    };
+    let client = config.and_then(|mut config| {
+        // Retried by whoever asks, who knows for how long.
+        config.default_retry = false;
+        match used {
+            Use::Call if config.proxy_url.is_none() => for_call(&config),
+            Use::Call | Use::Process => Client::try_from(config),
+        }
+        .map_err(|e| chain(&e))
+    });
+    client.map(Some).map_err(|message| Error::Access { source_of_access, message })
+}
+
+async fn from_file(file: &Path) -> Result<Config, String> {
+    let kubeconfig = Kubeconfig::read_from(file).map_err(|e| chain(&e))?;
+    let names_proxy = |named: &NamedCluster| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some());
+    let names_proxy = kubeconfig.clusters.iter().any(names_proxy);
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|e| chain(&e))?;
+    if !names_proxy {
+        // That of the environment, which is the container runtime's: for images, and NO_PROXY is not asked.
+        config.proxy_url = None;
+    }
+    Ok(config)
+}
+
+fn for_call(config: &Config) -> kube::Result<Client> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let mut tls =
+        HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name = name.clone().try_into().map_err(RustlsTlsError::InvalidServerName);
+        tls = tls
+            .with_server_name_resolver(FixedServerNameResolver::new(name.map_err(kube::Error::RustlsTls)?));
+    }
+    let connector = tls.enable_all_versions().wrap_connector(tcp);
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+    // A layer of credentials fails with any error.
+    let http = ServiceExt::<Request<Body>>::map_err(http, BoxError::from);
+    let builder =
+        ClientBuilder::new(http, config.default_namespace.clone()).with_layer(&config.extra_headers_layer()?);
+    let base = config.base_uri_layer();
+    Ok(match config.auth_layer()? {
+        Some(credentials) => builder.with_layer(&credentials).with_layer(&base).build(),
+        None => builder.with_layer(&base).build(),
+    })
+}
+
+/// An error with its causes: kube's own text often leaves them out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
