@@ -144,6 +144,11 @@ impl Cache {
         CachedAttachment::parse(&bytes).ok()
     }
 
+    /// Whether there is a file of an attachment, understood or not: its ADD has succeeded.
+    pub fn has(&self, network: &str, container_id: &str, ifname: &str) -> bool {
+        self.file(network, container_id, ifname).is_ok_and(|file| file.exists())
+    }
+
     /// The result an attachment's ADD returned; `None` when there is none or it cannot be understood. Also
     /// reads the files of libcni before `cniCacheV1`, which hold nothing but the result.
     pub fn result(&self, list: &NetworkList, container_id: &str, ifname: &str) -> Option<CniResult> {

@@ -185,10 +185,14 @@ impl Attach<'_> {
 
     pub(crate) fn open_netns(&self) -> Result<Netns, Error> {
         let path = self.request.netns.clone().unwrap_or_default();
-        Netns::open(&path).map_err(|source| Error::Netns {
-            container: self.request.container_id.clone(),
-            path,
-            source,
+        Netns::open(&path).map_err(|source| {
+            let first = self.delegates.first();
+            Error::Netns {
+                network: first.map(|delegate| delegate.label.clone()).unwrap_or_default(),
+                ifname: self.request.ifname.clone(),
+                path,
+                source,
+            }
         })
     }
 

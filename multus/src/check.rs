@@ -1,17 +1,20 @@
 //! CHECK, STATUS and GC.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use cni::{AttachmentId, NetworkList, Request};
+use cni::cache::CachedAttachment;
+use cni::{Attachment, AttachmentId, NetworkList, Request};
 
 use crate::Error;
 use crate::config::Conf;
-use crate::delegate::Delegate;
 use crate::detach;
 use crate::kubernetes::Kubernetes;
+use crate::nad::Network;
 use crate::networks;
 use crate::node::Node;
 use crate::record::{Record, Records};
+use crate::turn::Turn;
 
 /// Checks every network of the sandbox, as far as its version has CHECK.
 ///
@@ -37,12 +40,13 @@ pub fn check(conf: &Conf, request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether pods can be attached: the default network is ready, its plugins are installed, and they say so.
+/// Whether pods can be attached: the networks that every pod gets are ready, their plugins are installed, and they say
+/// so. Networks that pods name are their owners' affair: a broken one must not take the node out of service.
 ///
 /// # Errors
 /// What is in the way.
 pub async fn status(conf: &Conf) -> Result<(), Error> {
-    let kubernetes = Kubernetes::connect(conf.kubeconfig.as_deref()).await?;
+    let kubernetes = Kubernetes::connect_for_call(conf.kubeconfig.as_deref()).await?;
     status_with(conf, kubernetes.as_ref()).await
 }
 
@@ -54,20 +58,16 @@ pub async fn status_with(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result
     if let Some(path) = conf.readiness_indicator.as_ref().filter(|path| !path.exists()) {
         return Err(Error::NotReady { path: path.clone() });
     }
-    let primary = networks::primary(conf, kubernetes).await?;
     let runtime = conf.runtime();
-    runtime.check_installed(&primary.list).and_then(|()| runtime.status(&primary.list)).map_err(|source| {
-        Error::Delegate {
-            verb: "getting the status of",
-            network: primary.list.name.clone(),
-            label: primary.label.clone(),
-            source,
-        }
+    networks::of_node(conf, kubernetes).await?.into_iter().try_for_each(|Network { list, label, .. }| {
+        runtime.check_installed(&list).and_then(|()| runtime.status(&list)).map_err(|source| {
+            Error::Delegate { verb: "getting the status of", network: list.name, label, source }
+        })
     })
 }
 
-/// Takes down every sandbox on record that the runtime does not know any more, then lets the networks of those
-/// it knows, and the primary, collect their own garbage.
+/// Takes down every sandbox of which something is known here and that the runtime does not know any more, then lets the
+/// networks of those it knows, and those that every pod gets, collect their own garbage.
 ///
 /// # Errors
 /// Everything that failed, after all was attempted.
@@ -76,33 +76,32 @@ pub async fn gc(node: &Node, conf: &Conf, request: &Request) -> Result<(), Error
     let Some(valid) = request.valid_attachments().map_err(Error::Conf)? else { return Ok(()) };
     let records = Records::new(&conf.cni_dir);
     let mut errors = Vec::new();
-    let mut networks: BTreeMap<String, (NetworkList, Vec<AttachmentId>)> = BTreeMap::new();
-    for container in records.containers()? {
+    let mut networks = Networks::new();
+    for container in known_containers(conf, &records)? {
         let ifname = valid.iter().find(|a| a.container_id == container).map(|a| a.ifname.clone());
-        let is_valid = ifname.is_some();
+        // The runtime made its list before an ADD that runs now.
+        let turn = Turn::take_at_once(&conf.cni_dir, &container);
+        let is_valid = ifname.is_some() || turn.is_none();
         let mut sandbox =
             Request { container_id: container, ifname: ifname.unwrap_or_default(), ..request.clone() };
-        match records.read(&sandbox) {
-            Ok(Record::Delegates(delegates)) if is_valid => {
-                for delegate in delegates {
-                    keep(&mut networks, delegate);
-                }
-            }
-            Ok(record) if !is_valid => {
-                sandbox.netns = surviving_netns(&record);
-                if let Err(error) = detach::release_sandbox(node, conf, &sandbox) {
-                    errors.push(error);
-                }
-            }
-            Ok(_) => {}
-            Err(error) => errors.push(error),
+        let attached = Attached::read(conf, &records, &sandbox);
+        if is_valid {
+            attached.keep(&mut networks);
+            continue;
+        }
+        sandbox.netns = attached.surviving_netns();
+        if let Err(error) = detach::release_sandbox(node, conf, &sandbox) {
+            errors.push(error);
         }
     }
     match Kubernetes::connect(conf.kubeconfig.as_deref()).await {
-        Ok(kubernetes) => match networks::primary(conf, kubernetes.as_ref()).await {
-            Ok(primary) => {
-                let entry = networks.entry(primary.list.name.clone()).or_insert((primary.list, Vec::new()));
-                entry.1.extend(valid);
+        Ok(kubernetes) => match networks::of_node(conf, kubernetes.as_ref()).await {
+            Ok(of_node) => {
+                for (index, Network { list, .. }) in of_node.into_iter().enumerate() {
+                    let entry = networks.entry(list.name.clone()).or_insert((list, Vec::new()));
+                    // What the runtime lists are attachments to the primary.
+                    entry.1.extend(valid.iter().filter(|_| index == 0).cloned());
+                }
             }
             Err(error) => errors.push(error),
         },
@@ -122,16 +121,40 @@ pub async fn gc(node: &Node, conf: &Conf, request: &Request) -> Result<(), Error
     Error::join(errors)
 }
 
-fn keep(networks: &mut BTreeMap<String, (NetworkList, Vec<AttachmentId>)>, delegate: Delegate) {
-    let Delegate { list, attachment, .. } = delegate;
-    let entry = networks.entry(list.name.clone()).or_insert((list, Vec::new()));
-    entry.1.push(AttachmentId { container_id: attachment.container_id, ifname: attachment.ifname });
+/// Those with a record, and those of which only results are cached.
+fn known_containers(conf: &Conf, records: &Records) -> Result<BTreeSet<String>, Error> {
+    let cached = conf.runtime().cache().attachments(None).map_err(Error::Conf)?;
+    let cached = cached.into_iter().map(|cached| cached.container_id);
+    Ok(records.containers()?.into_iter().chain(cached).collect())
 }
 
-/// The namespace of a forgotten sandbox, if it can still be told by its path. Below `/proc` the path may have
-/// become another process's.
-fn surviving_netns(record: &Record) -> Option<std::path::PathBuf> {
-    let Record::Delegates(delegates) = record else { return None };
-    let path = delegates.first()?.attachment.netns.clone()?;
-    (!path.starts_with("/proc") && path.exists()).then_some(path)
+/// Networks by name, each with the attachments that are to stay.
+type Networks = BTreeMap<String, (NetworkList, Vec<AttachmentId>)>;
+
+/// What a sandbox is attached to: by its record, or where that is of no use by the cached results.
+struct Attached(Vec<(NetworkList, Attachment)>);
+
+impl Attached {
+    fn read(conf: &Conf, records: &Records, sandbox: &Request) -> Self {
+        if let Ok(Record::Delegates(delegates)) = records.read(sandbox) {
+            return Attached(delegates.into_iter().map(|d| (d.list, d.attachment)).collect());
+        }
+        let cached = conf.runtime().cache().attachments(Some(&sandbox.container_id)).unwrap_or_default();
+        let each = |cached: CachedAttachment| Some((NetworkList::parse(&cached.config).ok()?, cached.into()));
+        Attached(cached.into_iter().filter_map(each).collect())
+    }
+
+    fn keep(self, networks: &mut Networks) {
+        for (list, Attachment { container_id, ifname, .. }) in self.0 {
+            let entry = networks.entry(list.name.clone()).or_insert((list, Vec::new()));
+            entry.1.push(AttachmentId { container_id, ifname });
+        }
+    }
+
+    /// The namespace of a forgotten sandbox, if it can still be told by its path. Below `/proc` the path may have
+    /// become another process's.
+    fn surviving_netns(&self) -> Option<PathBuf> {
+        let path = self.0.first()?.1.netns.clone()?;
+        (!path.starts_with("/proc") && path.exists()).then_some(path)
+    }
 }

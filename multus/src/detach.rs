@@ -1,5 +1,7 @@
 //! DEL: everything a sandbox was given, in reverse, from what is on disk.
 
+use std::path::PathBuf;
+
 use cni::{Attachment, NetworkList, Request};
 
 use crate::Error;
@@ -23,12 +25,12 @@ pub fn release_sandbox(node: &Node, conf: &Conf, request: &Request) -> Result<()
             }
             release(node, conf, container, &delegates)
         }
-        Record::Absent => release_cached(conf, request),
+        Record::Absent => release_cached(node, conf, request),
         Record::Corrupt(reason) => {
             tracing::warn!(
                 "failed to get the cached delegates file of {container}: {reason}; releasing what the result cache tells instead"
             );
-            release_cached(conf, request)?;
+            release_cached(node, conf, request)?;
             records.write(container, &[])
         }
     }
@@ -38,7 +40,7 @@ pub fn release_sandbox(node: &Node, conf: &Conf, request: &Request) -> Result<()
 /// not; where nothing fails the record goes.
 ///
 /// A delegate whose ADD did not succeed (it has no cached result) has nothing of which we know; its DEL is
-/// attempted, and failing it keeps nobody's sandbox alive.
+/// attempted, and failing it keeps nobody's sandbox alive, unless it says itself that it is to be tried again.
 ///
 /// # Errors
 /// Everything that could not be released.
@@ -48,10 +50,10 @@ pub fn release(node: &Node, conf: &Conf, container: &str, delegates: &[Delegate]
     let mut errors = Vec::new();
     for delegate in delegates.iter().rev() {
         let Delegate { list, attachment, label, .. } = delegate;
-        let attached = runtime.cache().load(&list.name, container, &attachment.ifname).is_some();
+        let attached = runtime.cache().has(&list.name, container, &attachment.ifname);
         match runtime.del(list, attachment) {
             Ok(()) => tracing::info!("{label}: deleted {}", attachment.ifname),
-            Err(source) if attached => {
+            Err(source) if attached || source.code == cni::Error::TRY_AGAIN_LATER => {
                 kept.insert(0, delegate.clone());
                 errors.push(Error::Delegate {
                     verb: "deleting container from",
@@ -85,18 +87,33 @@ pub fn release(node: &Node, conf: &Conf, container: &str, delegates: &[Delegate]
 }
 
 /// Without a record the result cache still tells what was attached, with which configuration.
-fn release_cached(conf: &Conf, request: &Request) -> Result<(), Error> {
+fn release_cached(node: &Node, conf: &Conf, request: &Request) -> Result<(), Error> {
     let runtime = conf.runtime();
-    let cached = runtime.cache().attachments(Some(&request.container_id)).map_err(Error::Conf)?;
+    let mut cached = runtime.cache().attachments(Some(&request.container_id)).map_err(Error::Conf)?;
+    // The order is not told, but that the primary came first.
+    cached.sort_by_key(|cached| cached.ifname == request.ifname);
     if cached.is_empty() {
         tracing::debug!("nothing is known of container {}: nothing to delete", request.container_id);
     }
     let mut errors = Vec::new();
     for cached in cached {
-        let (network, config) = (cached.network.clone(), cached.config.clone());
+        let network = cached.network.clone();
+        let list = match NetworkList::parse(&cached.config) {
+            Ok(list) => list,
+            // No later DEL would know more.
+            Err(error) => {
+                tracing::warn!("{network}: its configuration is lost, so it is not deleted: {error}");
+                continue;
+            }
+        };
         let mut attachment = Attachment::from(cached);
         attachment.netns.clone_from(&request.netns);
-        let deleted = NetworkList::parse(&config).and_then(|list| runtime.del(&list, &attachment));
+        let deleted = runtime.del(&list, &attachment);
+        if let Some(file) = told_device_info_file(node, &attachment)
+            && let Err(error) = host::durable::remove(&file)
+        {
+            tracing::warn!("{network}: {error}");
+        }
         if let Err(source) = deleted {
             errors.push(Error::Delegate {
                 verb: "deleting container from",
@@ -107,4 +124,10 @@ fn release_cached(conf: &Conf, request: &Request) -> Result<(), Error> {
         }
     }
     Error::join(errors)
+}
+
+/// The device-info file that the attachment was given.
+fn told_device_info_file(node: &Node, attachment: &Attachment) -> Option<PathBuf> {
+    let file: PathBuf = attachment.capabilities.decode("CNIDeviceInfoFile").ok()??;
+    (file.parent() == Some(node.device_info.join("cni").as_path())).then_some(file)
 }

@@ -158,10 +158,15 @@ pub enum Error {
         holder: String,
     },
     /// The container's network namespace cannot be used.
-    #[error("cannot set up container {container}: validateIfName: no net namespace {} found: {source}", path.display())]
+    #[error(
+        "cannot set {network:?} interface name to {ifname:?}: validateIfName: no net namespace {} found: {source}",
+        path.display()
+    )]
     Netns {
-        /// The container ID.
-        container: String,
+        /// The first network.
+        network: String,
+        /// Its interface.
+        ifname: String,
         /// The namespace's path.
         path: PathBuf,
         /// Why.

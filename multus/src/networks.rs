@@ -76,16 +76,13 @@ async fn of_pod(
     Ok(())
 }
 
-/// The primary network alone, without a pod: what STATUS and GC are about.
+/// The networks that the node's configuration names for every pod, the primary first: what STATUS and GC are about
+/// without a pod.
 ///
 /// # Errors
-/// When it cannot be resolved.
-pub async fn primary(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result<Network, Error> {
-    let cluster = Cluster { conf, kubernetes };
-    match &conf.cluster_network {
-        Some(reference) => cluster.network(reference).await,
-        None => cluster.inline()?.into_iter().next().ok_or_else(none_configured),
-    }
+/// When one cannot be resolved.
+pub async fn of_node(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result<Vec<Network>, Error> {
+    Cluster { conf, kubernetes }.configured(None).await
 }
 
 /// The references of the node's configuration.
@@ -339,6 +336,7 @@ mod tests {
         let conf = conf(&format!(
             r#"{{"name":"m","confDir":"{dir}","clusterNetwork":"one","defaultNetworks":["one"]}}"#
         ));
+        assert_eq!(block_on(of_node(&conf, None)).unwrap().len(), 2);
         for (namespace, count) in [("kube-system", 1), ("default", 2)] {
             let pod = Pod { namespace: namespace.into(), ..Pod::default() };
             assert_eq!(block_on(resolve(&conf, None, Some(&pod))).unwrap().len(), count);

@@ -121,7 +121,9 @@ fn a_namespace_that_is_not_there_is_named() {
         let (code, message) = node.call_for("ADD", "c1", &gone, &conf).error();
         assert_eq!(code, 8);
         assert!(
-            message.contains("validateIfName: no net namespace") && message.contains("no-such-netns"),
+            message
+                .contains("cannot set \"main\" interface name to \"eth0\": validateIfName: no net namespace")
+                && message.contains("no-such-netns"),
             "{message}"
         );
         assert!(node.call_for("DEL", "c1", &gone, &conf).ok);
@@ -314,6 +316,118 @@ fn status_and_gc() {
             assert_eq!(node.files("data").len(), left);
         }
         assert_eq!(node.files("state"), [""; 0]);
+    });
+}
+
+#[test]
+fn status_is_that_of_every_network_of_the_node() {
+    Node::run(|node| {
+        node.script("ready", "exit 0");
+        node.script(
+            "late",
+            r#"[ $CNI_COMMAND = STATUS ] && [ ! -e up ] && { echo '{"code":50,"msg":"not yet"}'; exit 1; }; exit 0"#,
+        );
+        let plugin = |kind: &str| format!(r#"{{"cniVersion":"1.1.0","name":"{kind}","type":"{kind}"}}"#);
+        let conf = node.conf(&delegates(&[&plugin("ready"), &plugin("late")]));
+        let (code, message) = node.call("STATUS", &conf).error();
+        assert!(code == 50 && message.contains("network \"late\": not yet"), "{message}");
+        std::fs::write(node.path("up"), "").unwrap();
+        assert!(node.call("STATUS", &conf).ok);
+    });
+}
+
+fn with_valid(members: &str, containers: &[&str]) -> String {
+    let list: Vec<_> = containers.iter().map(|c| json!({"containerID": c, "ifname": "eth0"})).collect();
+    format!(r#"{members},"cni.dev/valid-attachments":{}"#, json!(list))
+}
+
+#[test]
+fn gc_takes_down_what_only_results_tell_of() {
+    Node::run(|node| {
+        let members = delegates(&[BRIDGE, SECOND]);
+        node.add(&node.conf(&members));
+        std::fs::remove_file(node.path("state/c0ffee")).unwrap();
+        // The second network is not the node's any more.
+        let outcome = node.call("GC", &node.conf(&with_valid(&delegates(&[BRIDGE]), &[])));
+        assert!(outcome.ok, "{}", outcome.stdout);
+        // The interfaces go with the namespace, whose path is not trusted here.
+        assert_eq!((node.files("data"), node.files("state")), (Vec::new(), Vec::new()));
+    });
+}
+
+#[test]
+fn gc_keeps_what_is_valid_though_its_record_is_broken() {
+    Node::run(|node| {
+        let members = delegates(&[BRIDGE, SECOND]);
+        node.add(&node.conf(&members));
+        std::fs::write(node.path("state/c0ffee"), "[").unwrap();
+        let outcome = node.call("GC", &node.conf(&with_valid(&members, &["c0ffee"])));
+        assert!(outcome.ok, "{}", outcome.stdout);
+        assert_eq!(node.files("data").len(), 2);
+        assert!(node.links().contains("net1"));
+        node.del(&node.conf(&members));
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn gc_leaves_a_sandbox_alone_that_is_just_being_made() {
+    Node::run(|node| {
+        node.script(
+            "slow",
+            r#"[ $CNI_COMMAND = ADD ] && { touch reached; while [ ! -e go ]; do sleep 0.05; done; }; echo '{"cniVersion":"1.0.0"}'"#,
+        );
+        let members = delegates(&[BRIDGE, r#"{"cniVersion":"1.0.0","name":"slow","type":"slow"}"#]);
+        let adding = node.start("ADD", &node.conf(&members));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !node.path("reached").exists() {
+            assert!(Instant::now() < deadline, "the second network was never reached");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let outcome = node.call("GC", &node.conf(&with_valid(&members, &[])));
+        assert!(outcome.ok, "{}", outcome.stdout);
+        assert_eq!(node.files("data"), ["10.7.0.2"]);
+        std::fs::write(node.path("go"), "").unwrap();
+        assert!(adding.wait_with_output().unwrap().status.success());
+        node.del(&node.conf(&members));
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn what_is_to_be_tried_again_stays_on_record_though_its_add_failed() {
+    Node::run(|node| {
+        node.script(
+            "leasing",
+            r#"[ $CNI_COMMAND = ADD ] && { echo '{"code":999,"msg":"half"}'; exit 1; }
+            [ ! -e loose ] && { echo '{"code":11,"msg":"the store is away"}'; exit 1; }; exit 0"#,
+        );
+        let conf =
+            node.conf(&delegates(&[BRIDGE, r#"{"cniVersion":"1.0.0","name":"leasing","type":"leasing"}"#]));
+        let (_, message) = node.call("ADD", &conf).error();
+        assert!(message.contains("half") && message.contains("the store is away"), "{message}");
+        assert_eq!(node.files("state"), ["c0ffee"]);
+        let (code, message) = node.call("DEL", &conf).error();
+        assert!(code == 11 && message.contains("the store is away"), "{message}");
+        std::fs::write(node.path("loose"), "").unwrap();
+        node.del(&conf);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn results_of_early_upstream_count_as_attached() {
+    Node::run(|node| {
+        install_sticky(node);
+        let conf = node.conf(&delegates(&[STICKY]));
+        node.add(&conf);
+        // Those held nothing but the result.
+        let result = node.path("state/results/sticky-c0ffee-eth0");
+        std::fs::write(&result, r#"{"cniVersion":"0.4.0","interfaces":[{"name":"eth0"}]}"#).unwrap();
+        assert_eq!(node.call("DEL", &conf).error().0, 11);
+        std::fs::write(node.path("loose"), "").unwrap();
+        node.del(&conf);
+        node.assert_clean();
     });
 }
 
