@@ -101,6 +101,10 @@ pub(super) async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared:
 
 /// Serves one client until it leaves, or until a fault breaks the connection.
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
+    // As Go's servers do: an answer does not wait until the client has acknowledged the one before.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "answers may be late");
+    }
     let stream = match acceptor.accept(stream).await {
         Ok(stream) => stream,
         Err(error) => {
