@@ -24,7 +24,7 @@ pub struct Error {
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    put(path, content, |file| file.sync_all())?;
+    put(path, content, File::sync_all)?;
     sync_directory(path)
 }
 

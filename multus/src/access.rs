@@ -24,11 +24,17 @@ pub(crate) enum Use {
     Process,
 }
 
-/// A client by `kubeconfig`, else by the in-cluster environment; `None` when there is neither.
+/// How many requests run at a time over one connection.
+const SHARED: usize = 16;
+/// How many do where each needs a connection of its own.
+const SEPARATE: usize = 2;
+
+/// A client by `kubeconfig`, else by the in-cluster environment, and how many requests are to run at a time; `None` when
+/// there is neither.
 ///
 /// # Errors
 /// [`Error::Access`] when there is one that cannot be used.
-pub(crate) async fn client(kubeconfig: Option<&Path>, used: Use) -> Result<Option<Client>, Error> {
+pub(crate) async fn client(kubeconfig: Option<&Path>, used: Use) -> Result<Option<(Client, usize)>, Error> {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let (source_of_access, config) = match kubeconfig {
         Some(file) => (format!("kubeconfig {}", file.display()), from_file(file).await),
@@ -41,8 +47,8 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, used: Use) -> Result<Optio
         // Retried by whoever asks, who knows for how long.
         config.default_retry = false;
         match used {
-            Use::Call if config.proxy_url.is_none() => for_call(&config),
-            Use::Call | Use::Process => Client::try_from(config),
+            Use::Call if config.proxy_url.is_none() => for_call(&config).map(|client| (client, SHARED)),
+            Use::Call | Use::Process => Client::try_from(config).map(|client| (client, SEPARATE)),
         }
         .map_err(|e| chain(&e))
     });

@@ -6,10 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::ACCEPT;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource as _};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -24,6 +27,9 @@ pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 pub const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 /// What a pod got.
 pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+
+/// The form of an answer without spec and status.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 
@@ -105,8 +111,7 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Access`] when there is one that cannot be used.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
-        let client = access::client(kubeconfig, Use::Process).await?;
-        Ok(client.map(|client| Kubernetes { client, known: None, parallel: 2 }))
+        Self::connect_for(Use::Process, kubeconfig).await
     }
 
     /// As [`connect`](Self::connect), for a single call.
@@ -114,12 +119,15 @@ impl Kubernetes {
     /// # Errors
     /// As for [`connect`](Self::connect).
     pub async fn connect_for_call(kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
-        let client = access::client(kubeconfig, Use::Call).await?;
-        Ok(client.map(|client| Kubernetes { client, known: None, parallel: 16 }))
+        Self::connect_for(Use::Call, kubeconfig).await
     }
 
-    /// How many requests are to run at a time. Where each needs a connection of its own, opening one takes as long as
-    /// several requests.
+    async fn connect_for(used: Use, kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
+        let client = access::client(kubeconfig, used).await?;
+        Ok(client.map(|(client, parallel)| Kubernetes { client, known: None, parallel }))
+    }
+
+    /// How many requests are to run at a time.
     pub(crate) fn parallel(&self) -> usize {
         self.parallel
     }
@@ -189,7 +197,7 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Api`]; also when there is another pod of the name now.
     pub async fn set_network_status(&self, pod: &Pod, status: &str) -> Result<(), Error> {
-        let api = self.api(&pod.namespace, &ApiResource::erase::<v1::Pod>(&()));
+        let path = DynamicObject::url_path(&ApiResource::erase::<v1::Pod>(&()), Some(&pod.namespace));
         // The UID is a precondition: the server refuses to change it.
         let patch = Patch::Merge(json!({
             "metadata": { "uid": pod.uid, "annotations": { NETWORK_STATUS: status } }
@@ -197,7 +205,12 @@ impl Kubernetes {
         let operation = || format!("setting the network-status of pod {pod}");
         let params = PatchParams::default();
         retried(operation, || async {
-            match api.patch_subresource("status", &pod.name, &params, &patch).await {
+            let mut request = kube::core::Request::new(path.as_str())
+                .patch_subresource("status", &pod.name, &params, &patch)
+                .map_err(kube::Error::BuildRequest)?;
+            // The answer is not read, and a whole pod is much to send for nothing.
+            request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
+            match self.client.request::<IgnoredAny>(request).await {
                 Ok(_) => Ok(()),
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
                 Err(error) => Err(error),
