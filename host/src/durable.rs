@@ -24,24 +24,7 @@ pub struct Error {
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    put(path, content, File::sync_all)?;
-    sync_directory(path)
-}
-
-/// As [`write`], for a `path` that holds nothing yet which could be lost: it waits for the disk once, because the file
-/// system writes down name and content together. When power is lost before this returns, `path` may hold a part of
-/// `content`, so a reader must be able to tell a part from the whole; afterwards it holds all of it.
-///
-/// # Errors
-/// Names the step that failed.
-pub fn create(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let file = put(path, content, |_| Ok(()))?;
-    file.sync_all().map_err(|cause| Error { operation: "syncing", path: path.to_owned(), cause })?;
-    // Mostly done by now, and not for every file system.
-    sync_directory(path)
-}
-
-fn sync_directory(path: &Path) -> Result<(), Error> {
+    put(path, content, true)?;
     let directory = path.parent().unwrap_or(Path::new("."));
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(|cause| Error {
         operation: "syncing directory",
@@ -58,21 +41,19 @@ fn sync_directory(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
-    put(path, content, |_| Ok(())).map(drop)
+    put(path, content, false)
 }
 
-fn put(path: &Path, content: &[u8], sync: impl Fn(&File) -> io::Result<()>) -> Result<File, Error> {
+fn put(path: &Path, content: &[u8], sync: bool) -> Result<(), Error> {
     let temporary = temporary(path);
-    let written = || -> io::Result<File> {
+    let written = || -> io::Result<()> {
         // What a killed predecessor left under this name is overwritten.
         let mut file =
             OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
-        sync(&file)?;
-        fs::rename(&temporary, path)?;
-        Ok(file)
+        if sync { file.sync_all() } else { Ok(()) }
     };
-    written().map_err(|cause| {
+    written().and_then(|()| fs::rename(&temporary, path)).map_err(|cause| {
         let _ = fs::remove_file(&temporary);
         Error { operation: "writing", path: path.to_owned(), cause }
     })
@@ -138,9 +119,6 @@ mod tests {
         assert_eq!(read(&path).unwrap(), None);
         write(&path, b"a long first content").unwrap();
         replace(&path, b"second").unwrap();
-        create(&dir.path().join("new"), b"whole").unwrap();
-        assert_eq!(read(&dir.path().join("new")).unwrap().unwrap(), b"whole");
-        fs::remove_file(dir.path().join("new")).unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"second");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -156,10 +134,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let occupied = dir.path().join("state");
         make_directory(&occupied.join("child")).unwrap();
-        for refused in [write(&occupied, b"x"), create(&occupied, b"x"), replace(&occupied, b"x")] {
-            let error = refused.unwrap_err();
-            assert!(error.to_string().contains(&*occupied.to_string_lossy()), "{error}");
-        }
+        let error = write(&occupied, b"x").unwrap_err();
+        assert!(error.to_string().contains(&*occupied.to_string_lossy()), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

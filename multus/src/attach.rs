@@ -169,7 +169,7 @@ impl Attach<'_> {
         self.check_names(&netns).await?;
         let records = Records::new(&self.conf.cni_dir);
         let container = &self.request.container_id;
-        records.create(container, &self.delegates)?;
+        records.write(container, &self.delegates)?;
         let mut started = 0;
         match self.attach(&netns, pod, &mut started).await {
             Ok(results) => Ok(results.into_iter().next().unwrap_or_default()),

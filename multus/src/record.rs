@@ -55,17 +55,6 @@ impl Records {
         host::durable::write(&file, &encode(delegates)).map_err(failed)
     }
 
-    /// Writes the record of a sandbox that has none, through to the disk. A part of it, which is what may be there when
-    /// power is lost meanwhile, is taken for what it is ([`Record::Corrupt`]), and nothing is attached then.
-    ///
-    /// # Errors
-    /// [`Error::Record`].
-    pub(crate) fn create(&self, container: &str, delegates: &[Delegate]) -> Result<(), Error> {
-        let failed = |source| Error::Record { container: container.to_owned(), source };
-        host::durable::make_directory(&self.directory).map_err(failed)?;
-        host::durable::create(&self.directory.join(container), &encode(delegates)).map_err(failed)
-    }
-
     /// Reads the record of the sandbox of `request`.
     ///
     /// # Errors
