@@ -11,12 +11,11 @@ use k8s_openapi::api::certificates::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, PostParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Resource as _, ResourceExt as _};
-use serde_json::json;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
@@ -169,11 +168,13 @@ async fn answer(
         last_transition_time: None,
     };
     let kind = condition.type_.clone();
-    let status = CertificateSigningRequestStatus { conditions: Some(vec![condition]), certificate: None };
-    // Whoever else has answered meanwhile has answered.
-    let patch = json!({"metadata": {"resourceVersion": request.metadata.resource_version}, "status": status});
+    // The whole object, as the peer sends it: third-party roles allow update of the approval, not patch. Whoever else has
+    // answered meanwhile has answered: the object says of which version it is.
+    let mut answered = request.clone();
+    answered.status =
+        Some(CertificateSigningRequestStatus { conditions: Some(vec![condition]), certificate: None });
     for _ in 0..ATTEMPTS {
-        match api.patch_subresource("approval", &name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        match api.replace_subresource("approval", &name, &PostParams::default(), &answered).await {
             Ok(_) => {
                 tracing::info!(
                     "{name} of {}: {kind}: {message}",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -11,7 +12,7 @@ use http::header::ACCEPT;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
-use kube::{Api, Client, Resource as _};
+use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -39,6 +40,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_LIMIT: Duration = Duration::from_secs(20);
 /// How long an event may take: nobody waits for it.
 const EVENT_LIMIT: Duration = Duration::from_secs(2);
+/// How often an update is repeated whose object was changed meanwhile.
+const UPDATE_ATTEMPTS: u32 = 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -96,6 +99,8 @@ pub struct Kubernetes {
     /// What need not be asked; only a process that stays has it.
     known: Option<Arc<Known>>,
     parallel: usize,
+    /// Whether the server has refused a patch of a pod's status: the role of the peer's manifests allows update alone.
+    may_not_patch: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Kubernetes {
@@ -124,7 +129,12 @@ impl Kubernetes {
 
     async fn connect_for(used: Use, kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
         let client = access::client(kubeconfig, used).await?;
-        Ok(client.map(|(client, parallel)| Kubernetes { client, known: None, parallel }))
+        Ok(client.map(|(client, parallel)| Kubernetes {
+            client,
+            known: None,
+            parallel,
+            may_not_patch: Arc::default(),
+        }))
     }
 
     /// How many requests are to run at a time.
@@ -197,13 +207,18 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Api`]; also when there is another pod of the name now.
     pub async fn set_network_status(&self, pod: &Pod, status: &str) -> Result<(), Error> {
-        let path = DynamicObject::url_path(&ApiResource::erase::<v1::Pod>(&()), Some(&pod.namespace));
+        let resource = ApiResource::erase::<v1::Pod>(&());
+        let path = DynamicObject::url_path(&resource, Some(&pod.namespace));
+        let api = self.api(&pod.namespace, &resource);
         // The UID is a precondition: the server refuses to change it.
         let patch = Patch::Merge(json!({
             "metadata": { "uid": pod.uid, "annotations": { NETWORK_STATUS: status } }
         }));
         let operation = || format!("setting the network-status of pod {pod}");
         let params = PatchParams::default();
+        if self.may_not_patch.load(Ordering::Relaxed) {
+            return retried(operation, || update_network_status(&api, pod, status)).await;
+        }
         retried(operation, || async {
             let mut request = kube::core::Request::new(path.as_str())
                 .patch_subresource("status", &pod.name, &params, &patch)
@@ -212,7 +227,13 @@ impl Kubernetes {
             request.headers_mut().insert(ACCEPT, HeaderValue::from_static(METADATA));
             match self.client.request::<IgnoredAny>(request).await {
                 Ok(_) => Ok(()),
-                Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+                Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+                Err(kube::Error::Api(answer)) if answer.code == 403 => {
+                    // Where this is refused as well, its message names what the role lacks.
+                    update_network_status(&api, pod, status).await?;
+                    self.may_not_patch.store(true, Ordering::Relaxed);
+                    Ok(())
+                }
                 Err(error) => Err(error),
             }
         })
@@ -276,6 +297,24 @@ impl From<DynamicObject> for Nad {
             name: object.metadata.name.unwrap_or_default(),
             config,
             resource: resource.filter(|resource| !resource.is_empty()),
+        }
+    }
+}
+
+/// Writes the network-status by an update of the whole object, as the peers do it.
+async fn update_network_status(api: &Api<DynamicObject>, pod: &Pod, status: &str) -> kube::Result<()> {
+    let mut attempts = UPDATE_ATTEMPTS;
+    loop {
+        let Some(mut object) = api.get_opt(&pod.name).await? else { return Ok(()) };
+        // The server refuses an update that changes the UID, as it refuses such a patch.
+        object.metadata.uid = Some(pod.uid.clone());
+        object.annotations_mut().insert(NETWORK_STATUS.to_owned(), status.to_owned());
+        attempts -= 1;
+        match api.replace_subresource("status", &pod.name, &PostParams::default(), &object).await {
+            Err(kube::Error::Api(answer)) if answer.code == 404 => return Ok(()),
+            // Somebody else has changed the pod since it was read.
+            Err(kube::Error::Api(answer)) if answer.code == 409 && attempts > 0 => {}
+            done => return done.map(drop),
         }
     }
 }

@@ -24,6 +24,7 @@ use kubelet_api::podresources::{
     PodResources,
 };
 use multus::config::Conf;
+use multus::kubernetes::Kubernetes;
 use multus::{attach, detach};
 use node::{Node, ip, new_netns, path_of};
 use serde_json::{Value, json};
@@ -463,6 +464,7 @@ fn a_status_that_cannot_be_written_undoes_all() {
             [(403, "Forbidden"), (409, "made anew"), (422, "made anew"), (401, "Unauthorized")]
         {
             cluster.server.inject(Fault::on(Verb::Patch, pod).answer(code));
+            cluster.server.inject(Fault::on(Verb::Update, pod).answer(code));
             let error = cluster.refused(&uid).await;
             assert!(
                 error.contains("error setting the network-status of pod ns/p") && error.contains(part),
@@ -475,6 +477,38 @@ fn a_status_that_cannot_be_written_undoes_all() {
         cluster.add(&uid).await;
         cluster.server.clear_faults();
         cluster.del(&uid);
+    });
+}
+
+/// The role of the peer's manifests: get, list, watch and update of pods and their status, but no patch.
+#[test]
+fn where_a_patch_is_forbidden_the_status_is_updated() {
+    Cluster::run(async |cluster| {
+        cluster.nad("ns", "a", &second(8), None).await;
+        let uid = cluster.pod(json!({NETWORKS: "a", "other": "stays"})).await;
+        let pod = "/api/v1/namespaces/ns/pods/p";
+        cluster.server.inject(Fault::on(Verb::Patch, pod).answer(403));
+        cluster.server.inject(Fault::on(Verb::Update, pod).times(1).answer(409));
+        cluster.add(&uid).await;
+        assert_eq!(cluster.states().await.len(), 2);
+        assert_eq!(cluster.get(pod).await["metadata"]["annotations"]["other"], "stays");
+        cluster.del(&uid);
+
+        // A process that stays asks for the patch once.
+        let kubeconfig = cluster.node.path("kubeconfig");
+        let client = Kubernetes::connect(Some(&kubeconfig)).await.unwrap().unwrap();
+        let known = client.pod("ns", "p").await.unwrap().unwrap();
+        cluster.server.clear_requests();
+        for status in ["[1]", "[2]"] {
+            client.set_network_status(&known, status).await.unwrap();
+            assert_eq!(cluster.status_text().await, status);
+        }
+        assert_eq!(cluster.server.count(Verb::Patch, "pods"), 1);
+        // Of a pod made anew it is not the status.
+        let another = multus::kubernetes::Pod { uid: "another".to_owned(), ..known };
+        let error = client.set_network_status(&another, "[3]").await.unwrap_err().to_string();
+        assert!(error.contains("made anew"), "{error}");
+        assert_eq!(cluster.status_text().await, "[2]");
     });
 }
 
