@@ -29,6 +29,7 @@ pub mod error;
 pub mod executor;
 pub mod flags;
 pub mod follow;
+pub mod followed;
 pub mod gc;
 pub mod generate;
 pub mod install;

@@ -66,8 +66,8 @@ pub async fn pods(client: Client, node: &str, known: Arc<Known>, listeners: List
                 pod
             };
             let pods: Vec<Pod> = listed.iter().map(without_status).collect();
+            known.learn_all_pods(pods.clone());
             pods.iter().for_each(tell);
-            known.learn_all_pods(pods);
             let _ = listeners.listed.send(listed);
         }
         Event::Apply(meta) => {

@@ -92,14 +92,36 @@ impl Cluster {
 
     /// A call as a controller makes it, for network `name` as `ifname`.
     fn delegate(&self, command: &str, name: &str, ifname: &str) -> (u16, String) {
+        self.delegate_with(
+            command,
+            name,
+            ifname,
+            &json!({"ips": ["10.0.0.9/24"], "mac": "", "cni-args": null}),
+        )
+    }
+
+    fn delegate_with(&self, command: &str, name: &str, ifname: &str, attributes: &Value) -> (u16, String) {
         let mut call = self.call(command);
         call["env"]["CNI_IFNAME"] = json!(ifname);
         call["env"].as_object_mut().unwrap().remove("CNI_PATH");
-        let config =
-            json!({"cniVersion": "1.1.0", "name": name, "type": "second", "logLevel": "mine"}).to_string();
-        call["config"] = json!(STANDARD.encode(config));
-        call["interfaceAttributes"] = json!({"ips": ["10.0.0.9/24"], "mac": "", "cni-args": null});
+        let config = json!({
+            "cniVersion": "1.1.0", "name": name, "type": "second", "logLevel": "mine",
+            "capabilities": {"portMappings": true, "bandwidth": true, "deviceID": true, "ips": true},
+        });
+        call["config"] = json!(STANDARD.encode(config.to_string()));
+        call["interfaceAttributes"] = attributes.clone();
         self.node.ask("POST", "/delegate", &call).unwrap()
+    }
+
+    fn annotate(&self, networks: &str) {
+        self.ask("PATCH", POD, &json!({"metadata": {"annotations": {NETWORKS: networks}}}));
+    }
+
+    /// Messages of the events that were told.
+    fn events(&self) -> Vec<String> {
+        let events = self.ask("GET", "/api/v1/namespaces/ns/events", &Value::Null);
+        let events = events["items"].as_array().unwrap();
+        events.iter().map(|event| event["message"].as_str().unwrap().to_owned()).collect()
     }
 
     /// The interfaces of the pod's network-status.
@@ -161,14 +183,127 @@ fn a_controller_attaches_and_detaches_and_the_pod_takes_the_rest_with_it() {
 }
 
 #[test]
+fn a_controller_may_ask_for_everything_that_a_selection_may_have() {
+    let cluster = Cluster::new("");
+    let _daemon = cluster.daemon(false);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    let attributes = json!({
+        "ips": ["10.0.0.9/24"], "cni-args": {"k": "v"}, "deviceID": "0000:01:00.1",
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+        "bandwidth": {"ingressRate": 1000, "ingressBurst": 8000},
+    });
+    let (status, body) = cluster.delegate_with("ADD", "a", "net1", &attributes);
+    assert_eq!(status, 200, "{body}");
+    let was_given = |verb: &str| {
+        let input = cluster.node.input(verb);
+        assert_eq!(input["deviceID"], "0000:01:00.1", "{verb} {input}");
+        assert_eq!(input["args"]["cni"]["k"], "v", "{verb} {input}");
+        assert_eq!(input["runtimeConfig"]["portMappings"][0]["hostPort"], 8080, "{verb} {input}");
+        assert_eq!(input["runtimeConfig"]["bandwidth"]["ingressRate"], 1000, "{verb} {input}");
+        assert_eq!(input["runtimeConfig"]["ips"], json!(["10.0.0.9/24"]), "{verb} {input}");
+    };
+    was_given("ADD");
+    cluster.node.until("an event is told", || {
+        cluster.events().iter().any(|message| message == "Add net1 [10.0.0.2/24] from a")
+    });
+    // Afterwards the record tells the rest, of which the controller says nothing.
+    assert_eq!(cluster.delegate_with("CHECK", "a", "net1", &Value::Null).0, 200);
+    was_given("CHECK");
+    assert_eq!(cluster.delegate_with("DEL", "a", "net1", &Value::Null).0, 200);
+    was_given("DEL");
+    let (status, body) = cluster.delegate_with("ADD", "a", "net1", &json!({"ips": ["10.0.0.x"]}));
+    assert_eq!((status, body.contains("10.0.0.x")), (400, true), "{body}");
+}
+
+/// STATUS and GC are about a network, not about a pod.
+#[test]
+fn a_controller_asks_for_the_state_of_a_network_and_collects_its_garbage() {
+    let cluster = Cluster::new("");
+    let _daemon = cluster.daemon(false);
+    let ask = |command: &str, more: Value| {
+        let mut config = json!({"cniVersion": "1.1.0", "name": "a", "type": "second"});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let call = json!({"env": {"CNI_COMMAND": command}, "config": STANDARD.encode(config.to_string())});
+        cluster.node.ask("POST", "/delegate", &call).unwrap()
+    };
+    assert_eq!(ask("STATUS", json!({})), (200, String::new()));
+    assert_eq!(cluster.node.count("STATUS"), 1);
+    assert_eq!(ask("GC", json!({})), (200, String::new()), "without a list nothing can be concluded");
+    assert_eq!(cluster.node.count("GC"), 0);
+    let valid = json!([{"containerID": "c9", "ifname": "net1"}]);
+    assert_eq!(ask("GC", json!({"cni.dev/valid-attachments": valid})), (200, String::new()));
+    assert_eq!(cluster.node.input("GC")["cni.dev/valid-attachments"], valid);
+    assert_eq!(ask("STATUS", json!({"type": "missing"})).0, 400);
+}
+
+#[test]
+fn the_primary_network_of_a_pod_is_not_a_controllers() {
+    let cluster = Cluster::new("");
+    let _daemon = cluster.daemon(false);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    let (status, body) = cluster.delegate("DEL", "main", "eth0");
+    assert_eq!((status, body.contains("primary network")), (400, true), "{body}");
+    assert_eq!(cluster.node.count("DEL"), 0);
+}
+
+#[test]
+fn an_annotation_that_changes_while_the_daemon_is_away_is_followed() {
+    let cluster = Cluster::new("a");
+    let daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    // Attached for another reason: it is not the annotation's to take away.
+    assert_eq!(cluster.delegate("ADD", "by-hand", "extra").0, 200);
+    let followed = cluster.node.path("state/followed").join(&cluster.uid);
+    cluster.node.until("the annotation is known", || followed.exists());
+    daemon.kill();
+    cluster.annotate("b");
+    cluster.server.clear_requests();
+    let daemon = cluster.daemon(true);
+    cluster.node.until("b is attached", || cluster.interfaces() == ["main", "by-hand", "ns/b"]);
+    assert_eq!((cluster.node.count("DEL c1 net1"), cluster.node.count("ADD c1 net1")), (1, 2));
+    daemon.kill();
+    // Nothing has changed: nothing is touched. What is known of a pod goes with it.
+    let calls = cluster.node.calls().len();
+    cluster.server.clear_requests();
+    std::fs::write(cluster.node.path("state/followed/gone"), "{}").unwrap();
+    let _daemon = cluster.daemon(true);
+    cluster.node.until("what is left of a pod goes", || !cluster.node.path("state/followed/gone").exists());
+    assert_eq!(cluster.cni("CHECK").0, 200);
+    assert_eq!(cluster.node.count("DEL") + cluster.node.count("ADD"), calls);
+    assert!(followed.exists());
+}
+
+#[test]
+fn what_could_not_be_followed_is_tried_again() {
+    let cluster = Cluster::new("a");
+    let daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    cluster.annotate("a,later");
+    let followed = cluster.node.path("state/followed").join(&cluster.uid);
+    let told = || std::fs::read_to_string(&followed).unwrap_or_default();
+    cluster.node.until("it fails", || told().contains(r#""failed":["net2"]"#));
+    let config = json!({"cniVersion": "1.0.0", "name": "later", "type": "second"}).to_string();
+    let nad = json!({
+        "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+        "metadata": {"name": "later"}, "spec": {"config": config},
+    });
+    cluster.ask("POST", "/apis/k8s.cni.cncf.io/v1/namespaces/ns/network-attachment-definitions", &nad);
+    // A daemon that starts does so at once, one that runs after a while.
+    daemon.kill();
+    cluster.server.clear_requests();
+    let _daemon = cluster.daemon(true);
+    cluster.node.until("it is attached", || cluster.interfaces() == ["main", "ns/a", "ns/later"]);
+    cluster.node.until("and remembered", || told().contains(r#""failed":[]"#));
+    assert_eq!(cluster.node.count("ADD c1 net1"), 1);
+}
+
+#[test]
 fn annotations_of_running_pods_are_followed() {
     let cluster = Cluster::new("a");
     let _daemon = cluster.daemon(true);
     assert_eq!(cluster.cni("ADD").0, 200);
     assert_eq!(cluster.interfaces(), ["main", "ns/a"]);
-    let annotate = |networks: &str| {
-        cluster.ask("PATCH", POD, &json!({"metadata": {"annotations": {NETWORKS: networks}}}));
-    };
+    let annotate = |networks: &str| cluster.annotate(networks);
     annotate("a,b@extra");
     cluster.node.until("b is attached", || cluster.interfaces() == ["main", "ns/a", "ns/b"]);
     assert_eq!((cluster.node.count("ADD c1 extra"), cluster.node.count("ADD c1 net1")), (1, 1));

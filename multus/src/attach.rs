@@ -312,7 +312,7 @@ impl Attach<'_> {
     }
 }
 
-fn added(label: &str, ifname: &str, result: &CniResult) -> Event {
+pub(crate) fn added(label: &str, ifname: &str, result: &CniResult) -> Event {
     let addresses: Vec<String> = result.ips.iter().map(|ip| ip.address.to_string()).collect();
     let from = if label.is_empty() { String::new() } else { format!(" from {label}") };
     Event {

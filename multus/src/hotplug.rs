@@ -9,7 +9,7 @@ use crate::attach::{self, Attach};
 use crate::config::Conf;
 use crate::delegate::{Delegate, Sandbox};
 use crate::devices::DevicePool;
-use crate::kubernetes::Pod;
+use crate::kubernetes::{Kubernetes, Pod};
 use crate::networks::Wanted;
 use crate::node::Node;
 use crate::record::{Record, Records};
@@ -30,8 +30,9 @@ pub fn attached(conf: &Conf, request: &Request) -> Result<Vec<Delegate>, Error> 
     }
 }
 
-/// Attaches one more network, as the interface of `request`, and returns its result. A network that is attached
-/// there already is left as it is, with the result that it had.
+/// Attaches one more network, as the interface of `request`, tells an event of it, and returns its result. A network that
+/// is attached there already is left as it is, with the result that it had. Telling the pod's network-status is the
+/// caller's: only who knows all networks of the pod can.
 ///
 /// # Errors
 /// Whatever is in the way; nothing of the network stays attached then.
@@ -39,7 +40,7 @@ pub async fn attach(
     node: &Node,
     conf: &Conf,
     request: &Request,
-    pod: &Pod,
+    (kubernetes, pod): (&Kubernetes, &Pod),
     wanted: Wanted,
     devices: &mut DevicePool,
 ) -> Result<CniResult, Error> {
@@ -52,7 +53,7 @@ pub async fn attach(
     {
         return Ok(result);
     }
-    attach::check_capabilities(conf, None, std::slice::from_ref(&wanted)).await?;
+    attach::check_capabilities(conf, Some((kubernetes, pod)), std::slice::from_ref(&wanted)).await?;
     let sandbox = Sandbox { request, pod: Some(pod), runtime_config: &conf.runtime_config, node };
     let delegate = sandbox.further(wanted, devices)?;
     runtime
@@ -66,7 +67,13 @@ pub async fn attach(
     on_record.push(delegate.clone());
     records.write(&request.container_id, &on_record)?;
     match attach.attach(&netns, None, &mut 0).await {
-        Ok(results) => Ok(results.into_iter().next().unwrap_or_default()),
+        Ok(results) => {
+            let result = results.into_iter().next().unwrap_or_default();
+            if !result.interfaces.is_empty() || !result.ips.is_empty() {
+                kubernetes.tell(pod, &attach::added(&delegate.label, &request.ifname, &result)).await;
+            }
+            Ok(result)
+        }
         Err(cause) => match take_away(node, conf, request, on_record, &delegate) {
             Ok(()) => Err(cause),
             Err(undo) => Err(Error::Undo { cause: Box::new(cause), undo: Box::new(undo) }),

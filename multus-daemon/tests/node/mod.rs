@@ -63,7 +63,8 @@ impl Node {
         for name in ["bin", "run", "state", "netns"] {
             std::fs::create_dir(node.path(name)).unwrap();
         }
-        let log = r#"echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $WHO" >>calls; cat >/dev/null"#;
+        let log =
+            r#"echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $WHO" >>calls; cat >"input-$CNI_COMMAND""#;
         let answer = format!("[ $CNI_COMMAND = ADD ] && echo '{RESULT}'; exit 0");
         node.script("main", &format!("{log}\n{answer}"));
         node.script("second", &format!("{log}\n{second}\n{answer}"));
@@ -170,6 +171,11 @@ impl Node {
     pub fn calls(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("calls")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// What the last delegate of this verb had on standard input.
+    pub fn input(&self, command: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(&format!("input-{command}"))).unwrap()).unwrap()
     }
 
     pub fn count(&self, call: &str) -> usize {
