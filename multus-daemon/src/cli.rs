@@ -121,6 +121,8 @@ impl Verb {
     #[must_use]
     pub fn of(name: &str, arguments: Vec<String>) -> Verb {
         let mut arguments = arguments;
+        let is_peers =
+            matches!(name, "install_multus" | "thin_entrypoint" | "kubeconfig_generator" | "cert-approver");
         let verb = match name {
             "install_multus" => "install".to_owned(),
             "thin_entrypoint" => "thin-entrypoint".to_owned(),
@@ -135,7 +137,16 @@ impl Verb {
                 let overview = if verb.is_empty() { OVERVIEW } else { "" };
                 return Verb::Print(format!("{overview}flags:\n{}", flags::help(known)), 1);
             }
-            match flags::parse(known, arguments.clone()) {
+            let values = match is_peers {
+                true => flags::parse_some(known, arguments.clone()).map(|(values, rest)| {
+                    if !rest.is_empty() {
+                        eprintln!("{name}: passed over: {}", rest.join(" "));
+                    }
+                    values
+                }),
+                false => flags::parse(known, arguments.clone()),
+            };
+            match values {
                 Ok(values) => make(values),
                 Err(error) => Verb::Print(format!("{error}\n"), 2),
             }
@@ -245,6 +256,8 @@ mod tests {
             matches!(of("kubeconfig_generator --certdir=/c"), Verb::Enrol(v) if v.text("cert-duration") == "10m")
         );
         assert_eq!(of("cert-approver"), Verb::Approve { kubeconfig: None });
+        assert!(matches!(of("thin_entrypoint --namespace-isolation true --multus-log-to-stderr=false"),
+                Verb::Thin(v) if v.is_on("namespace-isolation") && !v.is_on("multus-log-to-stderr")));
         assert!(
             matches!(of("multus-daemon probe --path=/healthz"), Verb::Probe { path, .. } if path == "/healthz")
         );
@@ -256,6 +269,7 @@ mod tests {
             ("multus-daemon frobnicate", "frobnicate"),
             ("install_multus", "--type"),
             ("multus-daemon --bogus", "bogus"),
+            ("multus-daemon thin-entrypoint --namespace-isolation true", "unexpected argument \"true\""),
             ("multus-daemon uninstall --wait=soon", "--wait"),
             ("thin_entrypoint --help", "--cni-conf-dir"),
             ("multus-daemon -h", "uninstall"),

@@ -155,26 +155,25 @@ pub fn thin(values: &Values, primary: &Primary) -> Result<Generated, cni::Error>
     let mut plugin = Object::new();
     plugin.set("type", "multus")?;
     generate::set_capabilities(&mut plugin, primary)?;
+    // In the order in which the peer writes them.
     if values.is_on("namespace-isolation") {
         plugin.set("namespaceIsolation", &true)?;
     }
+    let set_text = |plugin: &mut Object, key: &str, value: Option<String>| match value {
+        Some(value) => plugin.set(key, &value),
+        None => Ok(()),
+    };
+    set_text(&mut plugin, "globalNamespaces", values.optional("global-namespaces"))?;
     if !values.is_on("multus-log-to-stderr") {
         plugin.set("logToStderr", &false)?;
     }
-    for (flag, key) in [
-        ("global-namespaces", "globalNamespaces"),
-        ("multus-log-level", "logLevel"),
-        ("multus-log-file", "logFile"),
-        ("additional-bin-dir", "binDir"),
-        ("readiness-indicator-file", "readinessindicatorfile"),
-    ] {
-        if let Some(value) = values.optional(flag) {
-            plugin.set(key, &value)?;
-        }
-    }
+    set_text(&mut plugin, "logLevel", values.optional("multus-log-level").map(|l| l.to_ascii_lowercase()))?;
+    set_text(&mut plugin, "logFile", values.optional("multus-log-file"))?;
+    set_text(&mut plugin, "binDir", values.optional("additional-bin-dir"))?;
     // The flag has the container's path; the plugin runs on the host.
     let conf_dir = values.text("multus-cni-conf-dir");
     plugin.set("confDir", conf_dir.strip_prefix("/host").unwrap_or(conf_dir))?;
+    set_text(&mut plugin, "readinessindicatorfile", values.optional("readiness-indicator-file"))?;
     plugin.set("kubeconfig", values.text("multus-kubeconfig-file-host"))?;
     plugin.set("delegates", &[&primary.object])?;
     generate::around(generate::network_name(primary, values.is_on("override-network-name")), version, &plugin)
@@ -207,6 +206,29 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("namespaceIsolation"), "{text}");
+        let all = "--namespace-isolation --global-namespaces=a,b --multus-log-to-stderr=0 --multus-log-level=DEBUG \
+                   --multus-log-file=/l --additional-bin-dir=/b --readiness-indicator-file=/r";
+        let text = String::from_utf8(thin(&values(all), &primary).unwrap().content).unwrap();
+        let keys: Vec<&str> = text.lines().filter_map(|line| line.split('"').nth(1)).collect();
+        assert_eq!(
+            keys,
+            [
+                "cniVersion",
+                "name",
+                "type",
+                "namespaceIsolation",
+                "globalNamespaces",
+                "logToStderr",
+                "logLevel",
+                "logFile",
+                "binDir",
+                "confDir",
+                "readinessindicatorfile",
+                "kubeconfig",
+                "delegates"
+            ]
+        );
+        assert!(text.contains("\"logLevel\": \"debug\""), "{text}");
         let made = thin(&values("--cni-version=1.0.0 --override-network-name"), &primary).unwrap();
         assert_eq!(made.name, "00-multus.conflist");
         assert!(String::from_utf8(made.content).unwrap().contains("\"name\": \"cbr0\""));

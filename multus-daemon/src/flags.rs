@@ -61,17 +61,38 @@ impl Values {
     }
 }
 
-/// Understands `arguments`.
+/// Understands `arguments`, all of which must be flags and their values.
 ///
 /// # Errors
 /// What cannot be understood of them.
 pub fn parse(flags: &[Flag], arguments: impl IntoIterator<Item = String>) -> Result<Values, String> {
+    match parse_some(flags, arguments)? {
+        (values, rest) if rest.is_empty() => Ok(values),
+        (_, rest) => Err(format!("unexpected argument {:?}", rest.first().map_or("", String::as_str))),
+    }
+}
+
+/// As [`parse`], with what is no flag besides. The peers' programs pass over it, as over the `false` of a switch that is
+/// given as `--skip false`, and nobody's manifest may fail for it.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn parse_some(
+    flags: &[Flag],
+    arguments: impl IntoIterator<Item = String>,
+) -> Result<(Values, Vec<String>), String> {
+    let mut rest = Vec::new();
     let mut values: BTreeMap<_, _> =
         flags.iter().map(|flag| (flag.name(), flag.default.to_owned())).collect();
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            rest.extend(arguments);
+            break;
+        }
         let Some(given) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
-            return Err(format!("unexpected argument {argument:?}"));
+            rest.push(argument);
+            continue;
         };
         let (name, value) = match given.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
@@ -92,7 +113,7 @@ pub fn parse(flags: &[Flag], arguments: impl IntoIterator<Item = String>) -> Res
         };
         values.insert(flag.name(), value);
     }
-    Ok(Values(values))
+    Ok((Values(values), rest))
 }
 
 /// The flags, one on each line.
@@ -144,6 +165,10 @@ mod tests {
             let error = values(arguments).unwrap_err();
             assert!(error.contains(part), "{arguments}: {error}");
         }
+        let some = |line: &str| parse_some(&FLAGS, line.split_whitespace().map(str::to_owned)).unwrap();
+        let (values, rest) = some("--skip false -t thick -- --x");
+        assert_eq!((values.is_on("skip"), values.text("type")), (true, "thick"));
+        assert_eq!(rest, ["false", "--x"]);
         assert!(help(&FLAGS).contains("--dest-dir, --d"));
     }
 }
