@@ -2,14 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper::{Method, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use crate::Error;
+
+/// How many may ask at a time. Everybody who reaches the node may.
+const SEATS: usize = 16;
+
+/// How long one may take to ask and to be answered.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The largest head of a request, in octets.
+const MAX_HEAD: usize = 16 << 10;
+
+/// How long after a failure a connection is accepted again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Handler, status code, method.
 type Key = (&'static str, u16, String);
@@ -42,26 +56,64 @@ impl Metrics {
         text
     }
 
-    /// Answers every request on `port` with the counters, for ever.
+    /// Answers requests for `/metrics` on `port` with the counters, for ever.
     ///
     /// # Errors
     /// When the port cannot be had.
     pub async fn serve(self: Arc<Self>, port: u16) -> Result<(), Error> {
-        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let failed =
-            |e: std::io::Error| Error::Listen { path: address.to_string().into(), message: e.to_string() };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(port).await?;
+        let seats = Arc::new(Semaphore::new(SEATS));
         loop {
-            let Ok((mut stream, _)) = listener.accept().await else { continue };
-            let text = self.text();
-            tokio::spawn(async move {
-                // Whatever is asked for, there is but one answer.
-                let _ = stream.read(&mut [0; 4096]).await;
-                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close";
-                let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{text}", text.len());
-                let _ = stream.write_all(answer.as_bytes()).await;
-            });
+            let seat = Arc::clone(&seats).acquire_owned().await;
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let metrics = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        // Who asks has gone, or takes too long: nobody else has to know.
+                        let _ = tokio::time::timeout(PATIENCE, metrics.answer(stream)).await;
+                        drop(seat);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("metrics: cannot accept a connection: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
         }
+    }
+
+    async fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < MAX_HEAD {
+            if stream.read_buf(&mut head).await? == 0 {
+                return Ok(());
+            }
+        }
+        let head = String::from_utf8_lossy(&head);
+        let path = head.split(' ').nth(1).and_then(|target| target.split('?').next());
+        let (status, text) = match path {
+            Some("/metrics") => ("200 OK", self.text()),
+            _ => ("404 Not Found", "there is /metrics here\n".to_owned()),
+        };
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{text}",
+            text.len()
+        );
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await
+    }
+}
+
+/// On all addresses of both families; where the kernel has IPv4 alone, on those.
+async fn listen(port: u16) -> Result<TcpListener, Error> {
+    let [both, v4] = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)]
+        .map(|address| SocketAddr::from((address, port)));
+    match TcpListener::bind(both).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(v4)
+            .await
+            .map_err(|e| Error::Listen { path: v4.to_string().into(), message: e.to_string() }),
     }
 }
 
@@ -78,5 +130,42 @@ mod tests {
         let text = metrics.text();
         assert!(text.contains("total{code=\"200\",handler=\"/cni\",method=\"post\"} 2\n"), "{text}");
         assert!(text.contains("handler=\"NotFound\""), "{text}");
+    }
+
+    #[tokio::test]
+    async fn served_to_both_families_also_beside_one_who_asks_nothing() {
+        let metrics = Arc::new(Metrics::default());
+        let port = {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            free.local_addr().unwrap().port()
+        };
+        let serving = tokio::spawn(Arc::clone(&metrics).serve(port));
+        let connect = async |address: &str| loop {
+            match TcpStream::connect((address, port)).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let _idle = connect("127.0.0.1").await;
+        let has_v6 = std::net::TcpListener::bind("[::1]:0").is_ok();
+        for (address, path, expected) in [
+            ("127.0.0.1", "/metrics", "200 OK"),
+            ("::1", "/metrics?x=y", "200 OK"),
+            ("127.0.0.1", "/", "404 Not Found"),
+        ] {
+            if address == "::1" && !has_v6 {
+                continue;
+            }
+            let mut stream = connect(address).await;
+            // In two parts: a request need not come at once.
+            stream.write_all(format!("GET {path} HTTP/1.1\r\n").as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            stream.write_all(b"Host: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {expected}\r\n")), "{address}{path}: {answer}");
+            assert_eq!(answer.contains("TYPE multus_server_request_total counter"), expected == "200 OK");
+        }
+        serving.abort();
     }
 }
