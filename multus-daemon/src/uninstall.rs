@@ -45,6 +45,9 @@ pub async fn uninstall(conf: DaemonConf, places: &Places, wait: Duration) -> Res
     // A daemon that runs gives way, and writes no configuration any more.
     let socket = Socket::take_over(&socket_dir)?;
     let lock = socket::lock(&socket_dir).await?;
+    // Nobody answers from now on: the shim keeps DELs, which are done below, and must not wait for an answer.
+    socket.remove();
+    drop(socket);
     remove_configuration(&places.conf_dir)?;
     remove_certificates(&conf)?;
     let cni_dir = conf.cni_dir.clone();
@@ -74,7 +77,6 @@ pub async fn uninstall(conf: DaemonConf, places: &Places, wait: Duration) -> Res
             places.bin_dir.join("multus-shim").display()
         );
     }
-    socket.remove();
     lock.release();
     host::durable::remove(&socket_dir.join(socket::LOCK))?;
     remove_if_empty(&socket_dir);

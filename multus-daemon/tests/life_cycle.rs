@@ -112,6 +112,37 @@ fn uninstalled_with_pods_that_run_and_installed_again() {
     assert_eq!(status, 200, "{body}");
 }
 
+/// Some runtimes remember how a sandbox was attached, and call multus-shim for it while multus is being uninstalled.
+#[test]
+fn pods_that_go_during_the_uninstallation_are_taken_down() {
+    let host = Host::new();
+    let node = &host.node;
+    host.install();
+    let _daemon = node.daemon(&host.conf());
+    node.until("the runtime's configuration is written", || host.is_configured());
+    let (status, body) = node.ask("POST", "/cni", &with_primary(node, "c1", &node.netns())).unwrap();
+    assert_eq!(status, 200, "{body}");
+    let [config, opt, net_d] = ["daemon.json", "opt", "net.d"].map(|name| node.path(name));
+    let child = Command::new(env!("CARGO_BIN_EXE_multus-daemon"))
+        .args(["uninstall", "--wait=600", "--config"])
+        .arg(config)
+        .arg("--cni-bin-dir")
+        .arg(opt)
+        .arg("--cni-conf-dir")
+        .arg(net_d)
+        .spawn()
+        .unwrap();
+    let mut uninstall = node::Daemon { child };
+    node.until("the primary's configuration is in force", || !host.is_configured());
+    node.until("nobody is asked any more", || node.cni("DEL", "c1").is_none());
+    std::fs::create_dir_all(node.path("state/pending")).unwrap();
+    std::fs::write(node.path("state/pending/.draft"), node.call("DEL", "c1").to_string()).unwrap();
+    std::fs::rename(node.path("state/pending/.draft"), node.path("state/pending/c1-eth0")).unwrap();
+    assert!(uninstall.wait());
+    assert_eq!(node.count("DEL c1 eth0"), 1);
+    assert!(files(&node.path("opt")).is_empty() && files(&node.path("run")).is_empty());
+}
+
 /// An ADD with what the runtime has read.
 fn with_primary(node: &Node, container: &str, netns: &Path) -> Value {
     use base64::Engine;
