@@ -57,20 +57,26 @@ pub fn containers(cni_dir: &Path) -> Vec<String> {
     containers
 }
 
-/// Whether the sandbox had namespaces, and has none of them any more. A path below `/proc` tells nothing: the number
-/// may be another process's.
+/// Whether the sandbox had namespaces, and has none of them any more.
 fn is_gone(calls: &Calls, container: &str) -> bool {
     let Ok((request, conf)) = on_record::call(calls, container, "DEL", None, "eth0") else { return false };
     let attached = hotplug::attached(&conf, &request).unwrap_or_default();
     let cached = Cache::new(&conf.cni_dir).attachments(Some(container)).unwrap_or_default();
     let cached = cached.into_iter().map(|cached| PathBuf::from(cached.netns));
-    let namespaces: Vec<PathBuf> = attached
+    let mut namespaces = attached
         .into_iter()
         .filter_map(|delegate| delegate.attachment.netns)
         .chain(cached)
         .filter(|path| !path.as_os_str().is_empty())
-        .collect();
-    !namespaces.is_empty() && namespaces.iter().all(|path| !path.starts_with("/proc") && !path.exists())
+        .peekable();
+    namespaces.peek().is_some() && namespaces.all(|path| is_absent(&path))
+}
+
+/// Whether there surely is no namespace of this name any more. A path below `/proc` tells nothing: the number may be
+/// another process's. Neither does a directory that is not there: a manifest that does not mount it here must not cost
+/// the pods of the node their networks.
+fn is_absent(path: &Path) -> bool {
+    !path.starts_with("/proc") && !path.exists() && path.parent().is_some_and(Path::is_dir)
 }
 
 /// Removes device-info files of attachments (`<network>-<container ID>_<interface>`) whose sandbox is not known.
@@ -82,6 +88,26 @@ fn expire(directory: &Path, known: &[String]) {
         let is_expired = !is_known && name.contains('_') && age.is_some_and(|age| age > YOUNG);
         if is_expired && let Err(error) = std::fs::remove_file(entry.path()) {
             tracing::warn!("removing {}: {error}", entry.path().display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_not_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let there = directory.path().join("there");
+        std::fs::write(&there, "").unwrap();
+        for (path, expected) in [
+            (there, false),
+            (directory.path().join("gone"), true),
+            (directory.path().join("not-mounted/gone"), false),
+            ("/proc/4194305/ns/net".into(), false),
+        ] {
+            assert_eq!(is_absent(&path), expected, "{}", path.display());
         }
     }
 }

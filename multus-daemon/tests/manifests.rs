@@ -89,7 +89,8 @@ fn the_image_has_what_is_started() {
     let image = std::fs::read_to_string(Path::new(FOLDER).join("multus.Containerfile")).unwrap();
     let shipped = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/build")).unwrap();
     let mut files = BTreeSet::new();
-    for line in image.lines().filter_map(|line| line.strip_prefix("COPY ")) {
+    let copies = image.lines().filter_map(|line| line.strip_prefix("COPY "));
+    for line in copies.filter(|line| line.contains("target/programs/")) {
         let words: Vec<&str> = line.split(' ').collect();
         let (target, sources) = words.split_last().unwrap();
         for source in sources {
@@ -104,6 +105,10 @@ fn the_image_has_what_is_started() {
             assert!(files.contains(&command[0]), "{file}: {} is not in the image", command[0]);
         }
     }
+    // Runtimes name namespaces below /var/run, and manifests mount /run.
+    assert!(image.contains("\nCOPY deploy/rootfs/ /\n"));
+    let link = std::fs::read_link(Path::new(FOLDER).join("rootfs/var/run")).unwrap();
+    assert_eq!(link, Path::new("../run"));
     // The places that manifests and charts of the field name.
     for name in ["multus", "multus-shim", "multus-daemon", "passthru", "thin_entrypoint", "install_multus"] {
         assert!(files.contains(&format!("/usr/src/multus-cni/bin/{name}")), "{name}");
