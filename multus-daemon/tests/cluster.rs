@@ -67,11 +67,15 @@ impl Cluster {
         })
     }
 
-    fn daemon(&self, follows: bool) -> Daemon {
-        let daemon = self.node.daemon(&json!({
+    fn start(&self, follows: bool) -> Daemon {
+        self.node.daemon(&json!({
             "kubeconfig": self.node.path("kubeconfig"), "followAnnotations": follows,
             "delegates": [{"cniVersion": "1.0.0", "name": "main", "type": "main"}],
-        }));
+        }))
+    }
+
+    fn daemon(&self, follows: bool) -> Daemon {
+        let daemon = self.start(follows);
         // Both watches are there, and what came before them is known.
         self.node.until("the daemon watches", || {
             self.server.requests().iter().filter(|r| r.verb == Verb::Watch).count() == 2
@@ -333,6 +337,50 @@ fn a_status_that_was_lost_is_told_again() {
     let _daemon = cluster.daemon(false);
     assert_eq!(cluster.cni("CHECK").0, 200);
     assert_eq!(cluster.server.requests().iter().filter(|r| r.verb == Verb::Patch).count(), 0);
+}
+
+/// How long the server is away: `PODRAIL_OUTAGE=120 cargo test -p multus-daemon --test cluster` for two minutes.
+#[test]
+fn pods_come_and_go_while_the_api_server_is_away() {
+    let outage: u64 = std::env::var("PODRAIL_OUTAGE").map_or(3, |seconds| seconds.parse().unwrap());
+    let mut cluster = Cluster::new("a");
+    let daemon = cluster.daemon(false);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    cluster.server.pause();
+    assert_eq!(cluster.cni("CHECK").0, 200);
+    assert_eq!(cluster.cni("DEL").0, 200);
+    assert!(cluster.node.state().is_empty(), "{:?}", cluster.node.state());
+    let (node, call) = (&cluster.node, cluster.call("ADD"));
+    let failed = std::thread::scope(|scope| {
+        // ADD waits for the server for a while, then fails whole; the runtime asks again.
+        let runtime = scope.spawn(|| {
+            let mut failed = 0;
+            loop {
+                let (status, body) = node.ask("POST", "/cni", &call).unwrap();
+                if status == 200 {
+                    return failed;
+                }
+                assert!(body.contains("setting the network-status of pod ns/p"), "{body}");
+                assert!(node.state().is_empty(), "{:?}", node.state());
+                failed += 1;
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_secs(outage));
+        cluster.runtime.block_on(cluster.server.resume()).unwrap();
+        runtime.join().unwrap()
+    });
+    println!("the API server was away for {outage} s, in which {failed} ADDs failed");
+    // One is waited with for 20 seconds.
+    assert!(failed <= outage / 15 && failed >= outage / 40, "{failed}");
+    assert_eq!(cluster.interfaces(), ["main", "ns/a"]);
+
+    // A daemon that finds no server at its start is ready all the same.
+    cluster.server.pause();
+    daemon.kill();
+    let _daemon = cluster.start(false);
+    assert_eq!(cluster.cni("CHECK").0, 200);
+    assert_eq!(cluster.cni("DEL").0, 200);
+    assert!(cluster.node.state().is_empty(), "{:?}", cluster.node.state());
 }
 
 /// Calls of the long run come from the environment: `PODRAIL_SOAK=100000 cargo test -p multus-daemon --test cluster`.

@@ -25,8 +25,23 @@ ADD) mkdir -p leases; sleep 0.03; ln -s x $lease || { echo '{"code":999,"msg":"a
 DEL) rm -f $lease ;;
 esac"#;
 
-const ROUNDS: u64 = 8;
-const PARALLEL: usize = 25;
+/// A number from the environment: `PODRAIL_ROUNDS=25 PODRAIL_PARALLEL=100 cargo test -p multus-daemon --test killed` kills a
+/// hundred times under a hundred calls.
+fn number(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
+}
+
+/// The moments of killing, another one each time, and the same ones for the same seed.
+struct Moments(u64);
+
+impl Moments {
+    fn pause(&mut self) {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        std::thread::sleep(Duration::from_millis(self.0 % 350));
+    }
+}
 
 /// The shim that was built beside the daemon.
 fn shim() -> PathBuf {
@@ -63,19 +78,25 @@ fn leases(node: &Node) -> usize {
 
 #[test]
 fn nothing_is_lost_and_nothing_is_left() {
+    let (rounds, parallel) = (number("PODRAIL_ROUNDS", 8), number("PODRAIL_PARALLEL", 25));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = number("PODRAIL_SEED", now.as_secs());
+    println!("PODRAIL_SEED={seed}");
+    let mut moments = Moments(seed.max(1));
+    let parallel = usize::try_from(parallel).unwrap();
     let node = Node::new(LEASE);
     let mut daemon = node.daemon(&json!({}));
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         for verb in ["ADD", "DEL"] {
             let name = |index: usize| format!("c{round}-{index}");
             let failures: Vec<String> = std::thread::scope(|scope| {
                 let node = &node;
-                let calls: Vec<_> = (0..PARALLEL)
+                let calls: Vec<_> = (0..parallel)
                     .map(name)
                     .map(|container| scope.spawn(move || call(node, verb, &container)))
                     .collect();
                 for turn in 0..2 {
-                    std::thread::sleep(Duration::from_millis(20 + 61 * ((round + turn) % 5)));
+                    moments.pause();
                     // At times the next one is there before this one has gone.
                     let overlaps = (round + turn) % 3 == 0;
                     if !overlaps {
@@ -89,7 +110,7 @@ fn nothing_is_lost_and_nothing_is_left() {
             });
             assert!(failures.is_empty(), "round {round}: {failures:?}");
             if verb == "ADD" {
-                assert_eq!(leases(&node), PARALLEL, "round {round}");
+                assert_eq!(leases(&node), parallel, "round {round}");
             }
         }
         node.until("every sandbox is down", || leases(&node) == 0 && node.state().is_empty());
