@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::Error;
 use crate::access::{self, Use, chain};
+use crate::events::Queue;
 use crate::known::Known;
 use crate::nad::{Nad, RESOURCE_NAME};
 
@@ -99,6 +100,8 @@ pub struct Kubernetes {
     /// What need not be asked; only a process that stays has it.
     known: Option<Arc<Known>>,
     parallel: usize,
+    /// Where its events wait.
+    events: Option<Queue>,
     /// Whether the server has refused a patch of a pod's status: the role of the peer's manifests allows update alone.
     may_not_patch: Arc<AtomicBool>,
 }
@@ -133,6 +136,7 @@ impl Kubernetes {
             client,
             known: None,
             parallel,
+            events: None,
             may_not_patch: Arc::default(),
         }))
     }
@@ -143,10 +147,11 @@ impl Kubernetes {
     }
 
     /// The same client for a process that stays: it asks only for what is not known, and waits for no event to be
-    /// told.
+    /// told. It needs a runtime.
     #[must_use]
     pub fn knowing(self, known: Arc<Known>) -> Self {
-        Kubernetes { known: Some(known), ..self }
+        let events = Some(Queue::of(self.clone()));
+        Kubernetes { known: Some(known), events, ..self }
     }
 
     /// The connection, for watches.
@@ -242,11 +247,10 @@ impl Kubernetes {
 
     /// Tells an event. One that cannot be told is not an error: it is only logged.
     pub async fn tell(&self, pod: &Pod, event: &Event) {
-        if self.known.is_none() {
-            return self.tell_now(pod, event).await;
+        match &self.events {
+            Some(queue) => queue.put(pod, event),
+            None => self.tell_now(pod, event).await,
         }
-        let (kubernetes, pod, event) = (self.clone(), pod.clone(), event.clone());
-        tokio::spawn(async move { kubernetes.tell_now(&pod, &event).await });
     }
 
     async fn tell_now(&self, pod: &Pod, event: &Event) {

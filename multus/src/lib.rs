@@ -17,6 +17,7 @@ pub mod detach;
 pub mod device_info;
 pub mod devices;
 pub mod error;
+mod events;
 pub mod hotplug;
 pub mod known;
 pub mod kubelet;
