@@ -8,7 +8,7 @@
 //! is not asked for ([`clients`]). It is reached as the
 //! service account, or by a certificate of the node's own ([`enrolment`], [`certificate`], [`approver`]). What was left behind is done first: kept DELs ([`pending`]), delegates of a daemon
 //! that was killed ([`orphans`]), sandboxes without a namespace ([`gc`]). [`delegate`] attaches to pods that run, [`follow`] does so when their
-//! annotation changes; what they have is told again where that was lost ([`repair`]).
+//! annotation changes ([`followed`]); what they have is told again where that was lost ([`repair`]).
 //!
 //! The runtime comes to call multus-shim because of a file ([`generate`]) that stands in front of the primary network's
 //! ([`primary`]) and is kept there ([`manager`]), in the directory that the runtime reads ([`layout`]). [`install`], [`entrypoint`] and [`uninstall`] put multus on a node and
