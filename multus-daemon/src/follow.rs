@@ -264,19 +264,21 @@ mod tests {
 
     #[test]
     fn differences_by_interface() {
-        let table: [(&str, &[&str], &str, &[&str], &[&str]); 9] = [
-            ("a", &[], "a", &[], &[]),
-            ("a", &[], "a,b", &["net2:b"], &[]),
-            ("a,b", &[], "a", &[], &["net2"]),
-            ("", &[], "a@x", &["x:a"], &[]),
-            ("a@x", &[], "b@x", &["x:b"], &["x"]),
-            ("{", &[], "a", &["net1:a"], &[]),
+        // Annotation and failed interfaces of before, annotation of now; what is attached and detached.
+        type Case = (&'static str, &'static [&'static str], &'static str, [&'static [&'static str]; 2]);
+        let table: [Case; 9] = [
+            ("a", &[], "a", [&[], &[]]),
+            ("a", &[], "a,b", [&["net2:b"], &[]]),
+            ("a,b", &[], "a", [&[], &["net2"]]),
+            ("", &[], "a@x", [&["x:a"], &[]]),
+            ("a@x", &[], "b@x", [&["x:b"], &["x"]]),
+            ("{", &[], "a", [&["net1:a"], &[]]),
             // What failed is done again, and only that.
-            ("a,b", &["net2"], "a,b", &["net2:b"], &["net2"]),
-            ("a", &["net2"], "a", &[], &["net2"]),
-            ("a", &["net2"], "a,c@net2", &["net2:c"], &["net2"]),
+            ("a,b", &["net2"], "a,b", [&["net2:b"], &["net2"]]),
+            ("a", &["net2"], "a", [&[], &["net2"]]),
+            ("a", &["net2"], "a,c@net2", [&["net2:c"], &["net2"]]),
         ];
-        for (before, failed, now, attach, detach) in table {
+        for (before, failed, now, [attach, detach]) in table {
             let failed = failed.iter().map(|ifname| (*ifname).to_owned()).collect();
             let difference = Difference::between(&Followed::new(before, failed), now).unwrap();
             let attached: Vec<_> = difference.attach.iter().map(|(i, s)| format!("{i}:{}", s.name)).collect();
