@@ -11,11 +11,12 @@ use crate::config::{Conf, Source};
 use crate::conversation::Conversation;
 use crate::error::Error;
 use crate::kubernetes::Kubernetes;
-use crate::ledger::{Demand, Holder, Use};
-use crate::pool::{Owner, Pool};
+use crate::ledger::{Demand, Holder, Ledger, Use};
+use crate::pool::{Entry, Owner, Pool};
 use crate::range::Range;
 use crate::store::Store;
 use crate::sweep;
+use crate::tenancy::{self, Tenancy};
 
 /// How long ADD goes on while the API server does not answer: less than a runtime's own patience.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -29,6 +30,7 @@ struct Attach<'a> {
     conf: &'a Conf,
     store: &'a Store,
     holder: Holder,
+    tenancy: Tenancy,
     /// Made when it is needed: inside the node's block it is not.
     kubernetes: Option<Kubernetes>,
 }
@@ -54,35 +56,46 @@ pub(crate) async fn add(conf: &Conf, store: &Store, request: &Request) -> Result
         netns: request.netns.as_deref().map(|path| path.display().to_string()).unwrap_or_default(),
         network: request.name.clone(),
     };
-    let mut attach = Attach { conf, store, holder, kubernetes: None };
+    let mut attach = Attach { conf, store, holder, tenancy: Tenancy::default(), kubernetes: None };
     let mut given = Vec::new();
-    if let Err(error) = attach.all(&mut given).await {
+    if let Err(error) = attach.all(&mut given, &request.name).await {
         for Given { source, offset, .. } in given.iter().filter(|given| given.fresh) {
             store.with(&source.pool, |ledger, now| ledger.release(*offset, Duration::ZERO, now))?;
         }
         return Err(error);
     }
-    let mut ips: Vec<IpConfig> = given.iter().filter_map(ip).collect();
+    let mut ips: Vec<IpConfig> = given.iter().filter_map(|given| ip(conf, given)).collect();
     ips.extend(conf.addresses.iter().cloned());
     Ok(CniResult { ips, routes: conf.routes.clone(), dns: conf.dns.clone(), ..CniResult::default() })
 }
 
-fn ip(given: &Given<'_>) -> Option<IpConfig> {
+fn ip(conf: &Conf, given: &Given<'_>) -> Option<IpConfig> {
     let range = &given.source.range;
     let address = IpNet::new(range.address(given.offset)?, range.subnet().prefix_len()).ok()?;
-    Some(IpConfig { interface: None, address, gateway: range.gateway() })
+    Some(IpConfig { interface: None, address, gateway: conf.gateway(range) })
 }
 
 impl<'a> Attach<'a> {
-    async fn all(&mut self, given: &mut Vec<Given<'a>>) -> Result<(), Error> {
+    async fn all(&mut self, given: &mut Vec<Given<'a>>, network: &str) -> Result<(), Error> {
         let conf = self.conf;
+        if tenancy::is_possible(conf) {
+            let ifname = self.holder.ifname.clone();
+            self.tenancy = tenancy::ask(conf, self.kubernetes().await?, network, &ifname).await?;
+        }
         let mut requested: BTreeMap<usize, Vec<IpAddr>> = BTreeMap::new();
         for address in &conf.requested {
-            let holds = |set: &Vec<Source>| set.iter().any(|source| source.whole.offset(*address).is_some());
-            let at = conf.sets.iter().position(holds).ok_or_else(|| outside(conf, *address))?;
+            let at = conf.sets.iter().position(|set| is_in(set, *address));
+            let at = at.ok_or_else(|| outside(conf, *address))?;
             requested.entry(at).or_default().push(*address);
         }
         for (at, set) in conf.sets.iter().enumerate() {
+            // A claim that says which address it has asks for it.
+            let claim = self.tenancy.claim.as_ref().map(|(_, _, claim)| claim);
+            if let Some(address) =
+                claim.and_then(|claim| claim.addresses().find(|address| is_in(set, *address)))
+            {
+                requested.entry(at).or_insert(vec![address]);
+            }
             let Some(addresses) = requested.get(&at) else {
                 let found = self.any(set, given).await?;
                 given.push(found);
@@ -93,7 +106,27 @@ impl<'a> Attach<'a> {
                 given.push(found);
             }
         }
-        Ok(())
+        self.record(given).await
+    }
+
+    /// Writes into the claim what it has, where that is new.
+    async fn record(&mut self, given: &[Given<'a>]) -> Result<(), Error> {
+        let Some((namespace, name, claim)) = self.tenancy.claim.take() else { return Ok(()) };
+        let pod = self.conf.pod.podref.split_once('/').map(|(_, pod)| pod).unwrap_or_default();
+        let ips = given.iter().filter_map(|given| ip(self.conf, given));
+        let ips: Vec<String> = ips.map(|ip| ip.address.to_string()).collect();
+        if ips == claim.ips && pod == claim.owner {
+            return Ok(());
+        }
+        self.kubernetes().await?.record_claim(&namespace, &name, &ips, pod).await
+    }
+
+    async fn kubernetes(&mut self) -> Result<&Kubernetes, Error> {
+        let kubernetes = match self.kubernetes.take() {
+            Some(kubernetes) => kubernetes,
+            None => Kubernetes::connect(self.conf.node.kubeconfig.as_deref(), PATIENCE).await?,
+        };
+        Ok(self.kubernetes.insert(kubernetes))
     }
 
     /// An address of the first range of the set that has room.
@@ -119,14 +152,48 @@ impl<'a> Attach<'a> {
             }
         }
         let mut full = Vec::new();
-        for source in set {
+        for source in self.familiar_first(set).await? {
             let demand = self.demand(&source.range, BTreeSet::new());
             match self.claimed(source, &demand).await? {
                 Ok(offset) => return Ok(Given { source, offset, fresh: true }),
-                Err(pool) => full.push(describe(&source.range, &pool)),
+                Err(pool) => {
+                    self.refuse_occupied(source, &pool, &demand)?;
+                    full.push(describe(&source.range, &pool));
+                }
             }
         }
         Err(Error::Exhausted { ranges: full })
+    }
+
+    /// The ranges of the set, with those first in which the tenant has an address already.
+    async fn familiar_first(&mut self, set: &'a [Source]) -> Result<Vec<&'a Source>, Error> {
+        let Some(tenant) = self.tenancy.tenant.clone().filter(|_| set.len() > 1) else {
+            return Ok(set.iter().collect());
+        };
+        let (mut familiar, mut others) = (Vec::new(), Vec::new());
+        for source in set {
+            let pool = self.kubernetes().await?.existing_pool(&source.pool).await?.unwrap_or_default();
+            let is_its = |(offset, entry): (&u128, &Entry)| {
+                source.range.allows(*offset) && entry.tenant().as_ref() == Some(&tenant)
+            };
+            if pool.entries.iter().any(is_its) { familiar.push(source) } else { others.push(source) }
+        }
+        familiar.extend(others);
+        Ok(familiar)
+    }
+
+    /// Fails when the tenant has an address there that another container uses.
+    fn refuse_occupied(&self, source: &Source, pool: &Pool, demand: &Demand<'_>) -> Result<(), Error> {
+        let Some(tenant) = &demand.tenant else { return Ok(()) };
+        let mut admitted = pool.entries.iter().filter(|(offset, _)| demand.admits(**offset));
+        let Some((offset, entry)) = admitted.find(|(_, entry)| entry.tenant().as_ref() == Some(tenant))
+        else {
+            return Ok(());
+        };
+        let Some(address) = source.whole.address(*offset) else { return Ok(()) };
+        let own = self.store.with(&source.pool, |ledger, _| holder_here(ledger, *offset))?;
+        let holder = own.unwrap_or_else(|| holder_text(&entry.owner()));
+        Err(Error::Occupied { address, tenant: tenant.to_string(), holder })
     }
 
     /// This very address.
@@ -147,13 +214,8 @@ impl<'a> Attach<'a> {
         match self.claimed(source, &demand).await? {
             Ok(offset) => Ok(Given { source, offset, fresh: true }),
             Err(pool) => {
-                let own = self.store.with(&source.pool, |ledger, _| {
-                    let slot = ledger.slots.get(&offset)?;
-                    match &slot.state {
-                        Use::Held(holder) | Use::Lost(holder) => Some(format!("pod {}", holder.podref)),
-                        Use::Idle | Use::Returning => None,
-                    }
-                })?;
+                self.refuse_occupied(source, &pool, &demand)?;
+                let own = self.store.with(&source.pool, |ledger, _| holder_here(ledger, offset))?;
                 let other = pool.entries.get(&offset).map(|entry| holder_text(&entry.owner()));
                 let holder = own.or(other).unwrap_or_else(|| "an overlapping range".to_owned());
                 Err(Error::Taken { address, holder })
@@ -169,21 +231,17 @@ impl<'a> Attach<'a> {
         if let Some(offset) = take(self.store)? {
             return Ok(Ok(offset));
         }
-        let kubernetes = match self.kubernetes.take() {
-            Some(kubernetes) => kubernetes,
-            None => Kubernetes::connect(self.conf.node.kubeconfig.as_deref(), PATIENCE).await?,
-        };
-        let kubernetes = self.kubernetes.insert(kubernetes);
+        let (store, conf) = (self.store, self.conf);
         let conversation = Conversation {
-            kubernetes,
-            store: self.store,
+            kubernetes: self.kubernetes().await?,
+            store,
             source,
-            network_name: &self.conf.network_name,
-            block: self.conf.block(&source.range),
+            network_name: &conf.network_name,
+            block: conf.block(&source.range),
             limit: CONTENTION,
         };
         let pool = conversation.hold(Some(demand)).await?;
-        if let Some(offset) = take(self.store)? {
+        if let Some(offset) = take(store)? {
             return Ok(Ok(offset));
         }
         if !sweep::sweep(&conversation, &pool).await? {
@@ -191,11 +249,24 @@ impl<'a> Attach<'a> {
         }
         let pool = conversation.hold(Some(demand)).await?;
         lock.release();
-        Ok(take(self.store)?.ok_or(pool))
+        Ok(take(store)?.ok_or(pool))
     }
 
     fn demand<'r>(&self, range: &'r Range, only: BTreeSet<u128>) -> Demand<'r> {
-        Demand { range, only, holder: self.holder.clone(), reserved: self.conf.exclusive }
+        let (holder, tenant) = (self.holder.clone(), self.tenancy.tenant.clone());
+        Demand { range, only, holder, tenant, reserved: self.conf.exclusive }
+    }
+}
+
+fn is_in(set: &[Source], address: IpAddr) -> bool {
+    set.iter().any(|source| source.whole.offset(address).is_some())
+}
+
+/// Who on this node has the address.
+fn holder_here(ledger: &Ledger, offset: u128) -> Option<String> {
+    match &ledger.slots.get(&offset)?.state {
+        Use::Held(holder) | Use::Lost(holder) => Some(format!("pod {} on this node", holder.podref)),
+        Use::Idle | Use::Returning => None,
     }
 }
 
@@ -231,6 +302,7 @@ fn describe(range: &Range, pool: &Pool) -> String {
 fn holder_text(owner: &Owner) -> String {
     match owner {
         Owner::Node(life, _) => format!("node {}", life.node),
+        Owner::Tenant(tenant) => format!("waiting for {tenant}"),
         Owner::Pod(entry) => format!("pod {} {}", entry.podref, entry.ifname),
     }
 }

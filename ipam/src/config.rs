@@ -1,16 +1,18 @@
 //! The configuration: the `ipam` section of a network, the flat file of the node, and the arguments of the call.
 
-use std::fs;
+mod asked;
+mod ranges;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use cni::{Args, CniResult, Dns, IpConfig, Object, Request, Route, Version};
-use ipnet::IpNet;
 
 use crate::error::Error;
-use crate::names;
 use crate::range::Range;
+use asked::Arguments;
 
 /// Most addresses that a configuration may have a node ask for at once: each is an entry in the pool's object.
 const LARGEST_BLOCK: u128 = 1024;
@@ -75,6 +77,14 @@ pub struct Conf {
     pub cool_down: Duration,
     /// Addresses that are asked for by name.
     pub requested: Vec<IpAddr>,
+    /// Gateways that the pod names for the subnets that they are in.
+    pub gateways: Vec<IpAddr>,
+    /// The `IPAMClaim` that the pod refers to, by name.
+    pub claim: Option<String>,
+    /// `allowPersistentIPs`: whether to look for a claim in the pod's annotation when the runtime names none.
+    pub look_for_claim: bool,
+    /// `sticky`: whether pods of StatefulSets keep their addresses.
+    pub sticky: bool,
     /// Addresses that are handed through.
     pub addresses: Vec<IpConfig>,
     /// Routes that are handed through.
@@ -102,6 +112,8 @@ pub struct NodeConf {
 struct Layers {
     ipam: Object,
     flat: Object,
+    /// Both as one, key by key.
+    values: Object,
     flat_dir: Option<PathBuf>,
 }
 
@@ -111,20 +123,29 @@ impl Layers {
         let named = ipam.decode::<PathBuf>("configuration_path").map_err(Error::Conf)?;
         let (mut flat, mut flat_dir) = (Object::new(), None);
         for path in named.iter().filter(|path| !path.as_os_str().is_empty()).chain(&places.flat_files) {
-            if let Ok(bytes) = fs::read(path) {
-                flat = Object::parse(&bytes).map_err(|e| Error::Conf(e.context(path.display())))?;
-                flat_dir = path.parent().map(Path::to_owned);
-                break;
+            match fs::read(path) {
+                Ok(bytes) => {
+                    flat = Object::parse(&bytes).map_err(|e| Error::Conf(e.context(path.display())))?;
+                    flat_dir = path.parent().map(Path::to_owned);
+                    break;
+                }
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(cause) => return Err(Error::FlatFile { path: path.clone(), cause }),
             }
         }
-        Ok(Self { ipam, flat, flat_dir })
+        let mut values = flat.clone();
+        // What is empty says nothing.
+        for (key, value) in ipam.iter().filter(|(_, value)| !matches!(*value, "null" | "\"\"" | "[]" | "{}"))
+        {
+            values.remove_fold(key);
+            values.set_raw(key, value).map_err(Error::Conf)?;
+        }
+        Ok(Self { ipam, flat, values, flat_dir })
     }
 
     fn get<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
-        match self.ipam.decode(key).map_err(Error::Conf)? {
-            Some(value) => Ok(Some(value)),
-            None => self.flat.decode(key).map_err(Error::Conf),
-        }
+        self.values.decode(key).map_err(Error::Conf)
     }
 
     fn text(&self, key: &str) -> Result<Option<String>, Error> {
@@ -173,16 +194,22 @@ impl Conf {
         let layers = Layers::read(&request.config, places)?;
         let network_name = layers.text("network_name")?.unwrap_or_default();
         let static_part = static_part(&layers)?;
+        let Arguments { mut requested, extra, gateways } = Arguments::read(&request.args)?;
         let mut addresses = static_part.ips;
-        let sets = sets(&layers, &network_name, &addresses)?;
-        let whole =
+        let sets = ranges::sets(&layers, &network_name, &addresses)?;
+        let is_in_range =
             |address: &IpAddr| sets.iter().flatten().any(|source| source.whole.offset(*address).is_some());
-        let (mut requested, extra) = arguments(&request.args)?;
         for ip in extra {
-            if whole(&ip.address.addr()) { requested.push(ip.address.addr()) } else { addresses.push(ip) }
+            let address = ip.address.addr();
+            if is_in_range(&address) { requested.push(address) } else { addresses.push(ip) }
         }
-        requested.extend(asked_for(request)?);
-        requested.dedup();
+        for ip in &mut addresses {
+            ip.gateway = asked::gateway_in(&gateways, ip.address).or(ip.gateway);
+        }
+        requested.extend(asked::addresses(request)?);
+        let mut seen = std::collections::BTreeSet::new();
+        requested.retain(|address| seen.insert(*address));
+        let at_top = request.config.decode("allowPersistentIPs").map_err(Error::Conf)?;
         Ok(Self {
             network_name,
             slice: slice(&layers)?,
@@ -190,12 +217,22 @@ impl Conf {
             cool_down: Duration::from_secs(layers.get("cool_down")?.unwrap_or_default()),
             sets,
             requested,
+            gateways,
+            claim: asked::claim(request)?,
+            look_for_claim: layers.get("allowPersistentIPs")?.or(at_top).unwrap_or(false),
+            sticky: layers.get("sticky")?.unwrap_or(false),
             addresses,
             routes: static_part.routes,
             dns: static_part.dns,
             pod: Pod::of(&request.args),
             node: NodeConf::read(&layers, places)?,
         })
+    }
+
+    /// The gateway that goes with an address of this range: what the pod names for its subnet, else the range's.
+    #[must_use]
+    pub fn gateway(&self, range: &Range) -> Option<IpAddr> {
+        asked::gateway_in(&self.gateways, range.subnet()).or(range.gateway())
     }
 
     /// `node_slice_size` as a number of addresses of the range.
@@ -229,146 +266,42 @@ fn value(key: &'static str, value: impl Into<String>, expected: &'static str) ->
     Error::Value { key, value: value.into(), expected }
 }
 
+/// An address without the leading zeros that the peer allows in its decimal numbers.
+fn plain(text: &str) -> String {
+    let (address, prefix) =
+        text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    if address.contains(':') {
+        return text.to_owned();
+    }
+    let number = |part: &str| match part.trim_start_matches('0') {
+        "" if !part.is_empty() => "0".to_owned(),
+        digits => digits.to_owned(),
+    };
+    let address = address.split('.').map(number).collect::<Vec<_>>().join(".");
+    prefix.map_or_else(|| address.clone(), |prefix| format!("{address}/{prefix}"))
+}
+
 /// `addresses`, `routes` and `dns`, which have the form that they have in a result.
 fn static_part(layers: &Layers) -> Result<CniResult, Error> {
     let mut object = Object::new();
-    for (key, name) in [("addresses", "ips"), ("routes", "routes"), ("dns", "dns")] {
-        let found = layers.ipam.get_fold(key).or_else(|| layers.flat.get_fold(key));
-        if let Some(json) = found {
-            object.set_raw(name, json).map_err(Error::Conf)?;
+    let mut addresses = layers.get::<Vec<Object>>("addresses")?.unwrap_or_default();
+    for entry in &mut addresses {
+        if let Some(address) = entry.decode::<String>("address").map_err(Error::Conf)? {
+            entry.remove_fold("address");
+            entry.set("address", &plain(&address)).map_err(Error::Conf)?;
+        }
+    }
+    object.set("ips", &addresses).map_err(Error::Conf)?;
+    for key in ["routes", "dns"] {
+        if let Some(json) = layers.values.get_fold(key) {
+            object.set_raw(key, json).map_err(Error::Conf)?;
         }
     }
     CniResult::parse(&object.to_vec(), Version::V1_0_0).map_err(|e| Error::Conf(e.context("ipam")))
-}
-
-/// `range` and `ipRanges`.
-fn sets(layers: &Layers, network_name: &str, fixed: &[IpConfig]) -> Result<Vec<Vec<Source>>, Error> {
-    // A gateway at the top belongs to the ranges of its family.
-    let default_gateway = address(layers.text("gateway")?, "gateway")?;
-    let fixed: Vec<IpNet> = fixed.iter().map(|ip| IpNet::from(ip.address.addr())).collect();
-    let read = |object: &Object| source(object, network_name, default_gateway, &fixed);
-    let mut sets = Vec::new();
-    if layers.text("range")?.is_some() {
-        let legacy = if layers.ipam.get_fold("range").is_some() { &layers.ipam } else { &layers.flat };
-        sets.push(vec![read(&without_gateway(legacy))?]);
-    }
-    for set in layers.get::<Vec<serde_json::Value>>("ipRanges")?.unwrap_or_default() {
-        let members = match set {
-            serde_json::Value::Array(members) => members,
-            member => vec![member],
-        };
-        let parse = |member: serde_json::Value| {
-            let object = Object::parse(member.to_string().as_bytes());
-            read(&object.map_err(|e| Error::Conf(e.context("ipRanges")))?)
-        };
-        let set: Vec<Source> = members.into_iter().map(parse).collect::<Result<_, _>>()?;
-        if set.is_empty() {
-            return Err(value("ipRanges", "[]", "a range, or a list of ranges with at least one"));
-        }
-        sets.push(set);
-    }
-    if sets.is_empty() {
-        return Err(value("range", "", "given, or ipRanges: without a range there are no addresses"));
-    }
-    Ok(sets)
-}
-
-/// The top level's `gateway` is not that of its `range` alone, and may be of another family.
-fn without_gateway(object: &Object) -> Object {
-    let mut object = object.clone();
-    object.remove_fold("gateway");
-    object
-}
-
-fn source(
-    object: &Object,
-    network_name: &str,
-    default_gateway: Option<IpAddr>,
-    fixed: &[IpNet],
-) -> Result<Source, Error> {
-    let text = |key| object.decode::<String>(key).map_err(Error::Conf).map(|t| t.filter(|t| !t.is_empty()));
-    let range = text("range")?.unwrap_or_default();
-    let (subnet, first, last) = parse_range(&range)
-        .ok_or_else(|| value("range", &range, "a CIDR, or FIRST-LAST/PREFIX with both inside it"))?;
-    let bound = |key: &'static str, written| Ok::<_, Error>(address(text(key)?, key)?.or(written));
-    let (first, last) = (bound("range_start", first)?, bound("range_end", last)?);
-    let gateway = address(text("gateway")?, "gateway")?;
-    let gateway = gateway.or(default_gateway.filter(|gateway| gateway.is_ipv4() == subnet.addr().is_ipv4()));
-    let mut exclude = fixed.to_vec();
-    for hole in object.decode::<Vec<String>>("exclude").map_err(Error::Conf)?.unwrap_or_default() {
-        let net = hole.parse::<IpAddr>().map(IpNet::from).ok().or_else(|| cni::parse_cidr(&hole));
-        exclude.push(net.ok_or_else(|| value("exclude", &hole, "a CIDR or an address"))?);
-    }
-    let source = Source {
-        pool: names::pool(network_name, subnet),
-        range: Range::new(subnet, first, last, &exclude, gateway),
-        whole: Range::new(subnet, None, None, &[], gateway),
-    };
-    if !names::is_object_name(&source.pool) {
-        return Err(value("network_name", network_name, "lower-case letters, digits, '-' and '.'"));
-    }
-    if source.range.capacity() == 0 {
-        return Err(value(
-            "range",
-            &range,
-            "one in which range_start, range_end and exclude leave an address",
-        ));
-    }
-    Ok(source)
-}
-
-/// The subnet, and the bounds of the spelling `FIRST-LAST/PREFIX`.
-fn parse_range(text: &str) -> Option<(IpNet, Option<IpAddr>, Option<IpAddr>)> {
-    let Some((first, rest)) = text.split_once('-') else {
-        return cni::parse_cidr(text).map(|net| (net.trunc(), None, None));
-    };
-    let (last, prefix) = rest.split_once('/')?;
-    let first: IpAddr = first.trim().parse().ok()?;
-    let last: IpAddr = last.trim().parse().ok()?;
-    let subnet = cni::parse_cidr(&format!("{last}/{prefix}"))?.trunc();
-    subnet.contains(&first).then_some((subnet, Some(first), Some(last)))
-}
-
-fn address(text: Option<String>, key: &'static str) -> Result<Option<IpAddr>, Error> {
-    text.map(|text| text.parse().map_err(|_| value(key, text, "an IP address"))).transpose()
 }
 
 fn slice(layers: &Layers) -> Result<Option<u8>, Error> {
     let Some(text) = layers.text("node_slice_size")? else { return Ok(None) };
     let length = text.trim_start_matches('/').parse().ok().filter(|length| *length <= 128);
     length.map(Some).ok_or_else(|| value("node_slice_size", text, "a prefix length such as /26"))
-}
-
-/// `IP` and `GATEWAY` of CNI_ARGS: addresses without a prefix length are requests, the others may be additions.
-fn arguments(args: &Args) -> Result<(Vec<IpAddr>, Vec<IpConfig>), Error> {
-    let gateway = address(args.get("GATEWAY").filter(|text| !text.is_empty()).map(str::to_owned), "GATEWAY")?;
-    let (mut requested, mut extra) = (Vec::new(), Vec::new());
-    for text in args.get("IP").unwrap_or_default().split(',').map(str::trim).filter(|text| !text.is_empty()) {
-        match (cni::parse_cidr(text), text.parse()) {
-            (Some(address), _) => {
-                let gateway = gateway.filter(|gateway| gateway.is_ipv4() == address.addr().is_ipv4());
-                extra.push(IpConfig { interface: None, address, gateway });
-            }
-            (None, Ok(address)) => requested.push(address),
-            (None, Err(_)) => return Err(value("IP", text, "an address, with or without a prefix length")),
-        }
-    }
-    Ok((requested, extra))
-}
-
-/// `runtimeConfig.ips` and `args.cni.ips`.
-fn asked_for(request: &Request) -> Result<Vec<IpAddr>, Error> {
-    let of = |section: Option<Object>| {
-        let ips = section.map(|section| section.decode::<Vec<String>>("ips")).transpose();
-        ips.map(|ips| ips.flatten().unwrap_or_default()).map_err(Error::Conf)
-    };
-    let args: Option<Object> = request.config.decode("args").map_err(Error::Conf)?;
-    let args = args.map(|args| args.decode::<Object>("cni")).transpose().map_err(Error::Conf)?.flatten();
-    let mut texts = of(Some(request.runtime_config().map_err(Error::Conf)?))?;
-    texts.extend(of(args)?);
-    let parse = |text: String| {
-        let address = text.parse().ok().or_else(|| cni::parse_cidr(&text).map(|net| net.addr()));
-        address.ok_or_else(|| value("ips", text, "addresses, with or without a prefix length"))
-    };
-    texts.into_iter().map(parse).collect()
 }

@@ -9,10 +9,10 @@ use futures_util::future::join_all;
 use crate::config::Source;
 use crate::error::Error;
 use crate::exchange::{Want, plan, settle};
-use crate::kubernetes::Kubernetes;
-use crate::ledger::{Demand, Use};
+use crate::kubernetes::{Kubernetes, Reserver};
+use crate::ledger::{Demand, Slot, Use};
 use crate::names;
-use crate::pool::{Change, NodeLife, Owner, Pool};
+use crate::pool::{Change, Entry, NodeLife, Owner, Pool};
 use crate::range::Range;
 use crate::store::{Store, now};
 
@@ -89,7 +89,7 @@ impl Conversation<'_> {
             self.alarm(&pool, &after).await;
             turns += 1;
             // What went back just now may be what is needed.
-            if !is_met && change.values().any(Option::is_none) {
+            if !is_met && change.values().any(gives_back) {
                 continue;
             }
             let Some(demand) = demand.filter(|demand| demand.reserved) else { return Ok(after) };
@@ -126,14 +126,18 @@ impl Conversation<'_> {
     /// Reserves the idle addresses that are not yet, and answers with those that are others'.
     async fn reserve(&self, demand: &Demand<'_>, me: &NodeLife) -> Result<Vec<u128>, Error> {
         let name = self.source.pool.as_str();
-        let open: Vec<u128> = self.store.with(name, |ledger, _| {
-            let is_open = |slot: &crate::ledger::Slot| slot.state == Use::Idle && !slot.reserved;
-            ledger.slots.iter().filter(|(_, slot)| is_open(slot)).map(|(offset, _)| *offset).collect()
+        let open: Vec<(u128, Reserver)> = self.store.with(name, |ledger, _| {
+            let open = ledger.slots.iter().filter(|(_, slot)| slot.state == Use::Idle && !slot.reserved);
+            let reserver = |slot: &Slot| {
+                slot.tenant.clone().map_or_else(|| Reserver::Node(me.clone()), Reserver::Tenant)
+            };
+            open.map(|(offset, slot)| (*offset, reserver(slot))).collect()
         })?;
-        let open =
-            open.into_iter().filter_map(|offset| Some((offset, self.reservation(demand.range, offset)?)));
-        let asked = open.map(|(offset, reservation)| async move {
-            (offset, self.kubernetes.reserve(&reservation, me).await)
+        let open = open.into_iter().filter_map(|(offset, reserver)| {
+            Some((offset, reserver, self.reservation(demand.range, offset)?))
+        });
+        let asked = open.map(|(offset, reserver, reservation)| async move {
+            (offset, self.kubernetes.reserve(&reservation, &reserver).await)
         });
         let answers = join_all(asked).await;
         let (mut refused, mut failure) = (Vec::new(), None);
@@ -156,22 +160,20 @@ impl Conversation<'_> {
         }
     }
 
-    /// Removes the reservations of what goes back, before it goes: the other way round a crash between the two would
-    /// leave a reservation that belongs to nobody.
+    /// Removes the reservations of what goes back or is taken over from the peer, before it goes: the other way round a
+    /// crash between the two would leave a reservation that belongs to nobody.
     pub(crate) async fn unreserve(&self, pool: &Pool, change: &Change, me: &NodeLife) -> Result<(), Error> {
-        let removed = change.iter().filter(|(_, entry)| entry.is_none());
-        let requests = removed.filter_map(|(offset, _)| {
+        let requests = change.iter().filter_map(|(offset, entry)| {
             let reservation = self.reservation(&self.source.range, *offset)?;
-            let owner = pool.entries.get(offset)?.owner();
-            Some(async move {
-                match owner {
-                    Owner::Node(life, _) if !life.is_same_node(me) => {
-                        self.kubernetes.unreserve(&reservation, &life).await
-                    }
-                    Owner::Node(..) => self.kubernetes.unreserve(&reservation, me).await,
-                    Owner::Pod(entry) => self.kubernetes.unreserve_pod(&reservation, &entry.podref).await,
-                }
-            })
+            let reserver = match (pool.entries.get(offset)?.owner(), entry) {
+                (Owner::Node(life, _), None) if life.is_same_node(me) => Reserver::Node(me.clone()),
+                (Owner::Node(life, _), None) => Reserver::Node(life),
+                (Owner::Tenant(tenant), None) => Reserver::Tenant(tenant),
+                (Owner::Pod(entry), _) => Reserver::Pod(entry.podref),
+                // It stays with the node or the tenant.
+                (Owner::Node(..) | Owner::Tenant(_), Some(_)) => return None,
+            };
+            Some(async move { self.kubernetes.unreserve(&reservation, &reserver).await })
         });
         join_all(requests).await.into_iter().collect()
     }
@@ -196,6 +198,11 @@ impl Conversation<'_> {
             self.kubernetes.tell_fill(&self.source.pool, percent, &message).await;
         }
     }
+}
+
+/// Whether an address goes to nobody, or back to a tenant that is not here.
+fn gives_back(entry: &Option<Entry>) -> bool {
+    entry.as_ref().is_none_or(|entry| matches!(entry.owner(), Owner::Tenant(_)))
 }
 
 /// A pause of random length, so that those who met do not meet again. It is measured by what a turn takes, which is

@@ -10,6 +10,14 @@ pub enum Error {
     /// The configuration cannot be read.
     #[error("whereabouts configuration: {0}")]
     Conf(cni::Error),
+    /// The flat file is there and cannot be read.
+    #[error("whereabouts configuration: reading {}: {cause}", path.display())]
+    FlatFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
     /// A value of the configuration is none.
     #[error("whereabouts configuration: {key} is {value:?}; it must be {expected}")]
     Value {
@@ -68,7 +76,8 @@ pub enum Error {
         tries: u32,
     },
     /// No address is left.
-    #[error("no address left in {}", .ranges.join("; nor in "))]
+    // The words that alerts on the peer look for.
+    #[error("Could not allocate IP in range: no address left in {}", .ranges.join("; nor in "))]
     Exhausted {
         /// Each range of the set, with its size, use and holders.
         ranges: Vec<String>,
@@ -80,6 +89,39 @@ pub enum Error {
         address: IpAddr,
         /// Who has it.
         holder: String,
+    },
+    /// The address of a tenant is still in use.
+    #[error(
+        "the address {address} of {tenant} is still with {holder}: it comes over when that one is detached (if its \
+         machine is gone, delete the Node)"
+    )]
+    Occupied {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        tenant: String,
+        /// Where it is.
+        holder: String,
+    },
+    /// The pod names a claim that is not there.
+    #[error(
+        "the pod refers to IPAMClaim {name}, which does not exist: create it, or correct ipam-claim-reference"
+    )]
+    NoClaim {
+        /// `namespace/name`.
+        name: String,
+    },
+    /// The pod names a claim of another network.
+    #[error(
+        "IPAMClaim {name} is for network {network:?}, not for {wanted:?}: refer to a claim of this network"
+    )]
+    OtherClaim {
+        /// `namespace/name`.
+        name: String,
+        /// Its network.
+        network: String,
+        /// The network of the call.
+        wanted: String,
     },
     /// An address that was asked for is in no range.
     #[error(
@@ -122,14 +164,17 @@ impl Error {
                 cni::Error::INVALID_CONFIG
             }
             Error::NoPod => cni::Error::INVALID_ENVIRONMENT,
-            Error::Api { transient: true, .. } | Error::Contended { .. } | Error::Lock(_) => {
-                cni::Error::TRY_AGAIN_LATER
-            }
-            Error::Disk(_) => cni::Error::IO,
+            Error::Api { transient: true, .. }
+            | Error::Contended { .. }
+            | Error::Occupied { .. }
+            | Error::NoClaim { .. }
+            | Error::Lock(_) => cni::Error::TRY_AGAIN_LATER,
+            Error::Disk(_) | Error::FlatFile { .. } => cni::Error::IO,
             Error::Api { .. }
             | Error::Exhausted { .. }
             | Error::Taken { .. }
             | Error::Outside { .. }
+            | Error::OtherClaim { .. }
             | Error::Check { .. }
             | Error::Start(_) => cni::Error::INTERNAL,
         }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::ledger::{Demand, Ledger, Moment, Slot, Use};
 use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
+use crate::tenant::Tenant;
 
 /// Most addresses a node asks for at once, unless the configuration says otherwise.
 const LARGEST_BLOCK: u128 = 64;
@@ -40,31 +41,37 @@ pub fn plan(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, want: &Want<'_>, no
     let mut change = Change::new();
     for (offset, entry) in &pool.entries {
         let replacement = match entry.owner() {
-            Owner::Node(node, mark) if node.is_same_life(me) => own(ledger, *offset, me, &node, &mark, now),
-            // No container outlives the boot it was started in.
-            Owner::Node(node, _) if node.is_earlier_boot_of(me) => {
-                Some(Some(Entry::of_node(me, &Mark::None)))
+            Owner::Node(node, mark) if node.is_same_life(me) => {
+                own(ledger, *offset, me, &node, &mark, entry.tenant().as_ref(), now)
             }
+            // No container outlives the boot it was started in. A tenant waits, perhaps for another node.
+            Owner::Node(node, _) if node.is_earlier_boot_of(me) => Some(Some(match entry.tenant() {
+                Some(tenant) => Entry::of_tenant(&tenant),
+                None => Entry::of_node(me, &Mark::None, None),
+            })),
             Owner::Pod(of)
                 if ledger.strangers.iter().any(|s| s.container == of.id && s.ifname == of.ifname) =>
             {
                 Some(None)
             }
             // Another node's, or of a lost ledger of this boot: its containers may still run.
-            Owner::Node(..) | Owner::Pod(_) => None,
+            Owner::Node(..) | Owner::Tenant(_) | Owner::Pod(_) => None,
         };
         change.extend(replacement.map(|replacement| (*offset, replacement)));
     }
     for (offset, slot) in &ledger.slots {
         // Somebody removed the entry of an address in use. It is ours again unless it is another's by now.
         if matches!(slot.state, Use::Held(_) | Use::Lost(_)) && !pool.entries.contains_key(offset) {
-            change.insert(*offset, Some(Entry::of_node(me, &Mark::None)));
+            change.insert(*offset, Some(Entry::of_node(me, &Mark::None, slot.tenant.as_ref())));
         }
     }
     if let Some(demand) = want.demand {
         let after = pool.changed(&change);
         if !has_candidate(ledger, &after, me, demand, want, now) {
-            claim(ledger, pool, &after, me, demand, want, &mut change);
+            match &demand.tenant {
+                Some(tenant) => house(ledger, &after, me, demand, tenant, want, &mut change, now),
+                None => claim(ledger, &after, me, demand, want, &mut change),
+            }
         }
     }
     change
@@ -77,23 +84,25 @@ fn own(
     me: &NodeLife,
     node: &NodeLife,
     mark: &Mark,
+    tenant: Option<&Tenant>,
     now: Moment,
 ) -> Option<Option<Entry>> {
     let wanted = *mark == Mark::Wanted;
+    let given_back = tenant.map(Entry::of_tenant);
     match ledger.slots.get_mut(&offset) {
-        Some(Slot { state: Use::Returning, .. }) => return Some(None),
+        Some(Slot { state: Use::Returning, .. }) => return Some(given_back),
         // It goes when it has rested; until then the mark stands.
         Some(slot) if wanted && slot.state == Use::Idle && slot.rests(now) => return None,
         Some(slot) if wanted && slot.state == Use::Idle => {
             slot.state = Use::Returning;
-            return Some(None);
+            return Some(given_back);
         }
         // Claimed by a call that did not live to write it down: nobody has it.
-        None if wanted => return Some(None),
+        None if wanted => return Some(given_back),
         _ => {}
     }
     // A mark is answered by taking it away; and the name is verified as soon as it can be.
-    (*mark != Mark::None || node != me).then(|| Some(Entry::of_node(me, &Mark::None)))
+    (*mark != Mark::None || node != me).then(|| Some(Entry::of_node(me, &Mark::None, tenant)))
 }
 
 /// Whether the node will have an address that suits, once the change so far is made.
@@ -119,38 +128,27 @@ fn has_candidate(
 /// others give back what they do not use.
 fn claim(
     ledger: &mut Ledger,
-    pool: &Pool,
     after: &Pool,
     me: &NodeLife,
     demand: &Demand<'_>,
     want: &Want<'_>,
     change: &mut Change,
 ) {
-    let mine = || Some(Entry::of_node(me, &Mark::None));
-    let admits = |offset: &u128| demand.admits(*offset) && !want.avoid.contains(offset);
-    let holder = &demand.holder;
-    // The peer gives a pod that is made anew the address that it finds under the pod's name, and so do we.
-    let former = after.entries.iter().find(|(offset, entry)| {
-        admits(offset)
-            && entry.podref == holder.podref
-            && entry.ifname == holder.ifname
-            && !entry.podref.is_empty()
-    });
-    if let Some((offset, _)) = former {
-        change.insert(*offset, mine());
+    let mine = || Some(Entry::of_node(me, &Mark::None, None));
+    if let Some(offset) = former(after, demand, want) {
+        change.insert(offset, mine());
         return;
     }
     // What goes back is asked for again only when it is seen to be gone: a removal of which we do not know whether it
     // was made may still be on its way.
     let is_asked_for = |offset: &u128| !want.avoid.contains(offset) && !ledger.slots.contains_key(offset);
     if !demand.only.is_empty() {
-        let free = demand
-            .only
-            .iter()
-            .find(|offset| admits(offset) && is_asked_for(offset) && !after.entries.contains_key(offset));
-        match free {
+        let is_free = |offset: &&u128| {
+            demand.admits(**offset) && is_asked_for(offset) && !after.entries.contains_key(offset)
+        };
+        match demand.only.iter().find(is_free) {
             Some(offset) => drop(change.insert(*offset, mine())),
-            None => ask_back(pool, me, demand, change),
+            None => ask_back(after, me, demand, change),
         }
         return;
     }
@@ -170,9 +168,84 @@ fn claim(
     }
     ledger.block = size;
     if free_there.is_empty() {
-        ask_back(pool, me, demand, change);
+        ask_back(after, me, demand, change);
     }
     change.extend(free_there.into_iter().map(|offset| (offset, mine())));
+}
+
+/// Adds to the change the address of a tenant: the one that waits for it, else one that is free. While another container
+/// has that of the tenant, here or elsewhere, there is none.
+#[expect(clippy::too_many_arguments, reason = "what plan has, and whom it is for")]
+fn house(
+    ledger: &mut Ledger,
+    after: &Pool,
+    me: &NodeLife,
+    demand: &Demand<'_>,
+    tenant: &Tenant,
+    want: &Want<'_>,
+    change: &mut Change,
+    now: Moment,
+) {
+    let mine = || Some(Entry::of_node(me, &Mark::None, Some(tenant)));
+    let admits = |offset: &u128| demand.admits(*offset) && !want.avoid.contains(offset);
+    let (container, ifname) = (&demand.holder.container, &demand.holder.ifname);
+    // The attachment may have one of another set of ranges already.
+    let is_anothers = |offset: &u128| {
+        let slot = ledger.slots.get(offset);
+        !slot.is_some_and(|slot| matches!(&slot.state, Use::Held(holder) if holder.is(container, ifname)))
+    };
+    let of_tenant = after.entries.iter().filter(|(offset, entry)| {
+        admits(offset) && is_anothers(offset) && entry.tenant().as_ref() == Some(tenant)
+    });
+    let (waiting, housed): (Vec<_>, Vec<_>) =
+        of_tenant.partition(|(_, entry)| matches!(entry.owner(), Owner::Tenant(_)));
+    // One that is on its way back is seen to have arrived first: the request may be repeated, and come late.
+    if let Some((offset, _)) = waiting.iter().find(|(offset, _)| !ledger.slots.contains_key(offset)) {
+        change.insert(**offset, mine());
+        return;
+    }
+    if !waiting.is_empty() || !housed.is_empty() {
+        ask_back(after, me, demand, change);
+        return;
+    }
+    if let Some(offset) = former(after, demand, want) {
+        change.insert(offset, mine());
+        return;
+    }
+    let room = demand.range.capacity().saturating_sub(after.used(demand.range));
+    let skipped = want.spread.map_or(0, |random| u128::from(random) % (room / SHARE).clamp(1, SPREAD));
+    let free = |skipped| {
+        let suits = |offset: &u128| admits(offset) && !ledger.slots.contains_key(offset);
+        after.free(demand.range).filter(suits).nth(usize::try_from(skipped).unwrap_or(usize::MAX))
+    };
+    if let Some(offset) = free(skipped).or_else(|| free(0)) {
+        change.insert(offset, mine());
+        return;
+    }
+    // One that the node keeps for whoever comes is free once the pool says so.
+    let spare = |(offset, slot): &(&u128, &Slot)| {
+        slot.state == Use::Idle && slot.tenant.is_none() && !slot.rests(now) && admits(offset)
+    };
+    match ledger.slots.iter().find(spare).map(|(offset, _)| *offset) {
+        Some(offset) => {
+            ledger.mark_returning(offset);
+            change.insert(offset, None);
+        }
+        None => ask_back(after, me, demand, change),
+    }
+}
+
+/// The peer gives a pod that is made anew the address that it finds under the pod's name, and so do we.
+fn former(after: &Pool, demand: &Demand<'_>, want: &Want<'_>) -> Option<u128> {
+    let holder = &demand.holder;
+    let is_its = |(offset, entry): &(&u128, &Entry)| {
+        demand.admits(**offset)
+            && !want.avoid.contains(*offset)
+            && entry.podref == holder.podref
+            && entry.ifname == holder.ifname
+            && !entry.podref.is_empty()
+    };
+    after.entries.iter().find(is_its).map(|(offset, _)| *offset)
 }
 
 /// How many addresses a node asks for: a part of its share of the room, so that blocks shrink to single addresses as
@@ -187,15 +260,25 @@ fn block(room: u128, pool: &Pool, me: &NodeLife, configured: Option<u128>) -> u1
     }
 }
 
-fn ask_back(pool: &Pool, me: &NodeLife, demand: &Demand<'_>, change: &mut Change) {
-    let others = pool.entries.iter().filter(|(offset, _)| demand.admits(**offset));
-    let wanted = others.filter_map(|(offset, entry)| match entry.owner() {
-        Owner::Node(node, Mark::None) if !node.is_same_node(me) => {
-            Some((*offset, Some(Entry::of_node(&node, &Mark::Wanted))))
-        }
-        Owner::Node(..) | Owner::Pod(_) => None,
-    });
-    change.extend(wanted.take(MOST_WANTED));
+/// Asks others for what they do not use: that of the tenant if there is one, else any.
+fn ask_back(after: &Pool, me: &NodeLife, demand: &Demand<'_>, change: &mut Change) {
+    let others = |tenant: Option<&Tenant>| -> Change {
+        let wanted = after.entries.iter().filter_map(|(offset, entry)| match entry.owner() {
+            Owner::Node(node, Mark::None)
+                if !node.is_same_node(me) && demand.admits(*offset) && entry.tenant().as_ref() == tenant =>
+            {
+                Some((*offset, Some(Entry::of_node(&node, &Mark::Wanted, tenant))))
+            }
+            Owner::Node(..) | Owner::Tenant(_) | Owner::Pod(_) => None,
+        });
+        wanted.take(MOST_WANTED).collect()
+    };
+    let is_somewhere = |tenant: &Tenant| {
+        let mut admitted = after.entries.iter().filter(|(offset, _)| demand.admits(**offset));
+        admitted.any(|(_, entry)| entry.tenant().as_ref() == Some(tenant))
+    };
+    let tenant = demand.tenant.as_ref().filter(|tenant| is_somewhere(tenant));
+    change.extend(others(tenant));
 }
 
 /// Writes into the ledger what the pool says, as read after `started` and with every planned change made.
@@ -205,8 +288,10 @@ pub fn settle(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, started: Moment) 
             .get(offset)
             .is_some_and(|entry| matches!(entry.owner(), Owner::Node(node, _) if node.is_same_life(me)))
     };
+    let tenant = |offset: &u128| pool.entries.get(offset).and_then(Entry::tenant);
     ledger.slots.retain(|offset, slot| {
         if is_mine(offset) {
+            slot.tenant = tenant(offset);
             if let Use::Lost(holder) = &slot.state {
                 slot.state = Use::Held(holder.clone());
             }
@@ -220,7 +305,12 @@ pub fn settle(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, started: Moment) 
     });
     for offset in pool.entries.keys().filter(|offset| is_mine(offset)) {
         // What is ours and unknown to us was claimed just now, or by a call that did not live to write it down.
-        ledger.slots.entry(*offset).or_insert(Slot { state: Use::Idle, reserved: false, past: None });
+        ledger.slots.entry(*offset).or_insert_with(|| Slot {
+            state: Use::Idle,
+            reserved: false,
+            past: None,
+            tenant: tenant(offset),
+        });
     }
     // One that was added since the plan was made waits for the next.
     ledger.strangers.retain(|stranger| {
@@ -233,22 +323,24 @@ pub fn settle(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, started: Moment) 
 #[must_use]
 pub fn condemn(pool: &Pool, node: &NodeLife, nonce: &str) -> Change {
     let mark = Mark::Condemned(nonce.to_owned());
-    owned(pool, node, &|_| true).map(|offset| (offset, Some(Entry::of_node(node, &mark)))).collect()
+    let marked = |entry: &Entry| Some(Entry::of_node(node, &mark, entry.tenant().as_ref()));
+    owned(pool, node, &|_| true).map(|(offset, entry)| (offset, marked(entry))).collect()
 }
 
-/// Frees what a node keeps under a mark of this nonce.
+/// Frees what a node keeps under a mark of this nonce. Tenants wait from then on.
 #[must_use]
 pub fn inherit(pool: &Pool, node: &NodeLife, nonce: &str) -> Change {
-    let marked = |mark: &Mark| matches!(mark, Mark::Condemned(found) if found == nonce);
-    owned(pool, node, &marked).map(|offset| (offset, None)).collect()
+    let is_marked = |mark: &Mark| matches!(mark, Mark::Condemned(found) if found == nonce);
+    let freed = |entry: &Entry| entry.tenant().as_ref().map(Entry::of_tenant);
+    owned(pool, node, &is_marked).map(|(offset, entry)| (offset, freed(entry))).collect()
 }
 
 fn owned<'a>(
     pool: &'a Pool,
     node: &'a NodeLife,
     suits: &'a dyn Fn(&Mark) -> bool,
-) -> impl Iterator<Item = u128> + 'a {
+) -> impl Iterator<Item = (u128, &'a Entry)> + 'a {
     let is_its =
         move |entry: &Entry| matches!(entry.owner(), Owner::Node(of, mark) if of == *node && suits(&mark));
-    pool.entries.iter().filter(move |(_, entry)| is_its(entry)).map(|(offset, _)| *offset)
+    pool.entries.iter().filter(move |(_, entry)| is_its(entry)).map(|(offset, entry)| (*offset, entry))
 }

@@ -1,4 +1,7 @@
-//! What IPAM asks of the API server: pools, reservations, whether nodes and pods are there, events.
+//! What IPAM asks of the API server: pools, reservations, tenants, whether nodes and pods are there, events.
+
+mod reservations;
+mod tenants;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,17 +11,17 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{
-    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
-    Preconditions,
-};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::pool::{NodeLife, Pool};
+use crate::pool::Pool;
+
+pub use reservations::Reserver;
+pub use tenants::{Claim, PodMeta};
 
 const GROUP: &str = "whereabouts.cni.cncf.io";
 const DEFAULT_NAMESPACE: &str = "kube-system";
@@ -139,75 +142,6 @@ impl Kubernetes {
                     {
                         Ok(false)
                     }
-                    Err(error) => Err(error),
-                }
-            },
-        )
-        .await
-    }
-
-    /// Reserves an address among overlapping ranges; false when it is another's.
-    ///
-    /// # Errors
-    /// [`Error::Api`].
-    pub async fn reserve(&self, name: &str, node: &NodeLife) -> Result<bool, Error> {
-        let kind = resource("OverlappingRangeIPReservation");
-        let api = self.api(&self.namespace, &kind);
-        let spec = json!({"spec": {"podref": node.to_string(), "containerid": node.to_string()}});
-        let object = DynamicObject::new(name, &kind).data(spec);
-        self.retried(
-            || format!("making reservation {name}"),
-            || async {
-                match api.create(&PostParams::default(), &object).await {
-                    Ok(_) => Ok(true),
-                    Err(kube::Error::Api(status)) if status.code == 409 => {
-                        Ok(api.get_opt(name).await?.is_some_and(|found| is_reserved_for(&found, node)))
-                    }
-                    Err(error) => Err(error),
-                }
-            },
-        )
-        .await
-    }
-
-    /// Removes the reservation of an address, if it is the node's.
-    ///
-    /// # Errors
-    /// [`Error::Api`].
-    pub async fn unreserve(&self, name: &str, node: &NodeLife) -> Result<(), Error> {
-        self.remove_reservation(name, |found| is_reserved_for(found, node)).await
-    }
-
-    /// Removes the reservation of an address, if it is the pod's.
-    ///
-    /// # Errors
-    /// [`Error::Api`].
-    pub async fn unreserve_pod(&self, name: &str, podref: &str) -> Result<(), Error> {
-        self.remove_reservation(name, |found| {
-            found.data.pointer("/spec/podref").and_then(Value::as_str) == Some(podref)
-        })
-        .await
-    }
-
-    async fn remove_reservation(
-        &self,
-        name: &str,
-        is_its: impl Fn(&DynamicObject) -> bool,
-    ) -> Result<(), Error> {
-        let api = self.api(&self.namespace, &resource("OverlappingRangeIPReservation"));
-        let is_its = &is_its;
-        self.retried(
-            || format!("removing reservation {name}"),
-            || async {
-                let Some(found) = api.get_opt(name).await?.filter(|found| is_its(found)) else {
-                    return Ok(());
-                };
-                // This very object, and not one that somebody makes meanwhile.
-                let preconditions = Preconditions { uid: found.metadata.uid, resource_version: None };
-                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-                match api.delete(name, &params).await {
-                    Ok(_) => Ok(()),
-                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
                     Err(error) => Err(error),
                 }
             },
@@ -342,11 +276,6 @@ fn whole(object: &DynamicObject) -> Value {
 
 fn has_causes(status: &kube::core::Status) -> bool {
     status.details.as_ref().is_some_and(|details| !details.causes.is_empty())
-}
-
-fn is_reserved_for(object: &DynamicObject, node: &NodeLife) -> bool {
-    let container = object.data.pointer("/spec/containerid").and_then(Value::as_str);
-    container.and_then(NodeLife::parse).is_some_and(|of| of.is_same_life(node) || of.is_earlier_boot_of(node))
 }
 
 /// What an error means to the user, and whether it may pass by itself.

@@ -11,7 +11,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::range::Range;
+use crate::tenant::Tenant;
 
+/// The version that is written. Version 1 knew no tenants, and would give their addresses to others.
+const VERSION: u32 = 2;
 /// For how long after the pool was read the node gives out addresses without reading it again. Whoever takes the
 /// addresses of a node that is no more waits for twice as long.
 pub const TRUST: Duration = Duration::from_secs(600);
@@ -100,10 +103,13 @@ pub struct Slot {
     /// What it is doing.
     #[serde(rename = "use")]
     pub state: Use,
-    /// Whether the node has its reservation among overlapping ranges too.
+    /// Whether it has its reservation among overlapping ranges too.
     pub reserved: bool,
     /// Who had it last.
     pub past: Option<Past>,
+    /// For whom alone it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Tenant>,
 }
 
 impl Slot {
@@ -143,6 +149,8 @@ pub struct Demand<'a> {
     pub only: BTreeSet<u128>,
     /// Who gets it.
     pub holder: Holder,
+    /// For whom it is to be kept afterwards.
+    pub tenant: Option<Tenant>,
     /// Whether it must be reserved among overlapping ranges.
     pub reserved: bool,
 }
@@ -182,7 +190,7 @@ impl Ledger {
     #[must_use]
     pub fn new(boot: &str, life: &str) -> Self {
         Self {
-            version: 1,
+            version: VERSION,
             boot: boot.to_owned(),
             life: life.to_owned(),
             verified: false,
@@ -194,10 +202,11 @@ impl Ledger {
         }
     }
 
-    /// Reads a ledger; `None` when it is not one of this version.
+    /// Reads a ledger; `None` when it is not one of this version or the one before.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok().filter(|ledger: &Self| ledger.version == 1)
+        let ledger: Self = serde_json::from_slice(bytes).ok()?;
+        (1..=VERSION).contains(&ledger.version).then_some(Self { version: VERSION, ..ledger })
     }
 
     /// The offsets an attachment has.
@@ -219,6 +228,7 @@ impl Ledger {
     pub fn candidate(&self, demand: &Demand<'_>, now: Moment) -> Option<u128> {
         let suits = |(offset, slot): &(&u128, &Slot)| {
             slot.state == Use::Idle
+                && slot.tenant == demand.tenant
                 && demand.admits(**offset)
                 && (slot.reserved || !demand.reserved)
                 && slot.past.as_ref().is_none_or(|past| had(past, &demand.holder) || !past.rests(now))
@@ -239,13 +249,17 @@ impl Ledger {
         Some(offset)
     }
 
-    /// Takes the address at `offset` back from whoever has it, and lets it rest.
+    /// Takes the address at `offset` back from whoever has it, and lets it rest. That of a tenant goes back to the pool:
+    /// the next container of the tenant may be on another node.
     pub fn release(&mut self, offset: u128, rest: Duration, now: Moment) {
         let Some(slot) = self.slots.get_mut(&offset) else { return };
         match std::mem::replace(&mut slot.state, Use::Idle) {
             Use::Held(holder) => {
                 let rest = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
                 slot.past = Some(Past { holder, released: now, rest });
+                if slot.tenant.is_some() {
+                    slot.state = Use::Returning;
+                }
             }
             Use::Lost(_) => drop(self.slots.remove(&offset)),
             state @ (Use::Idle | Use::Returning) => slot.state = state,
@@ -269,23 +283,22 @@ impl Ledger {
     }
 
     /// Marks addresses that the node does not need for return: all idle ones when the pool has little room, else those
-    /// beyond a second block. Those that rest are kept until they have rested.
+    /// beyond a second block, and those of tenants that are not here. Those that rest are kept until they have rested.
+    /// Says whether there are any.
     pub fn mark_surplus(&mut self, now: Moment) -> bool {
-        let idle: Vec<u128> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.state == Use::Idle && !slot.rests(now))
-            .map(|(offset, _)| *offset)
-            .collect();
+        let idle = self.slots.iter().filter(|(_, slot)| slot.state == Use::Idle && !slot.rests(now));
+        let (housed, idle): (Vec<_>, Vec<_>) = idle.partition(|(_, slot)| slot.tenant.is_some());
         let kept = match self.block {
             0 | 1 => 0,
-            block if (idle.len() as u128) < block.saturating_mul(2) => return false,
+            block if (idle.len() as u128) < block.saturating_mul(2) => idle.len(),
             block => usize::try_from(block).unwrap_or(usize::MAX),
         };
-        for offset in idle.iter().skip(kept) {
+        let surplus: Vec<u128> =
+            housed.into_iter().chain(idle.into_iter().skip(kept)).map(|(offset, _)| *offset).collect();
+        for offset in &surplus {
             self.mark_returning(*offset);
         }
-        idle.len() > kept
+        !surplus.is_empty()
     }
 
     /// Marks an idle address for return.

@@ -5,7 +5,7 @@
 //! writes that are conditional on what was read, and between node and container without the cluster's knowledge. Why no
 //! address can have two containers is shown in docs/ipam.md.
 //!
-//! [`range`], [`names`], [`pool`], [`ledger`] and [`exchange`] are the pure core.
+//! [`range`], [`names`], [`tenant`], [`pool`], [`ledger`] and [`exchange`] are the pure core.
 
 pub mod config;
 pub mod conversation;
@@ -18,11 +18,13 @@ pub mod plugin;
 pub mod pool;
 pub mod range;
 pub mod store;
+pub mod tenant;
 
 mod attach;
 mod detach;
 mod log;
 mod probe;
 mod sweep;
+mod tenancy;
 
 pub use error::Error;

@@ -23,7 +23,11 @@ pub(crate) fn start(file: Option<&Path>, level: Option<&str>) {
         "debug" => Level::DEBUG,
         "verbose" => Level::INFO,
         "panic" | "error" => Level::ERROR,
-        _ => Level::WARN,
+        "" => Level::WARN,
+        unknown => {
+            eprintln!("whereabouts: log_level {unknown:?} is none of debug, verbose, error and panic");
+            Level::WARN
+        }
     };
     let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(writer);
     // Only a second call in one process finds a subscriber in place; it keeps that one.

@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::range::Range;
+use crate::tenant::Tenant;
 
 /// What begins the `id` of an entry that names a node. No container ID has a colon.
 const PREFIX: &str = "podrail:";
 /// What precedes the name of a node that the API server did not know when it took the address.
 const UNVERIFIED: char = '~';
+/// What precedes the tenant for which an address is.
+const FOR: char = '=';
 const WANTED: &str = "wanted";
 const CONDEMNED: &str = "condemned-";
 
@@ -47,9 +50,10 @@ pub struct NodeLife {
 }
 
 impl NodeLife {
-    /// Reads what [`Display`](fmt::Display) writes; `None` when it is a container ID.
+    /// Reads what [`Display`](fmt::Display) writes, with or without a tenant behind it; `None` when it is something else.
     #[must_use]
     pub fn parse(id: &str) -> Option<Self> {
+        let id = id.split_once(FOR).map_or(id, |(id, _)| id);
         let (name, token) = id.strip_prefix(PREFIX)?.rsplit_once(':')?;
         let (boot, life) = token.split_once('-')?;
         let (node, verified) = name.strip_prefix(UNVERIFIED).map_or((name, true), |node| (node, false));
@@ -117,25 +121,49 @@ impl Mark {
 pub enum Owner {
     /// A node keeps it for its containers.
     Node(NodeLife, Mark),
+    /// No container has it, and only this tenant gets it.
+    Tenant(Tenant),
     /// A container has it by the peer's doing.
     Pod(Entry),
 }
 
 impl Entry {
-    /// The entry of a node's address.
+    /// The entry of a node's address, which the node keeps for a tenant or for whoever comes.
     #[must_use]
-    pub fn of_node(node: &NodeLife, mark: &Mark) -> Self {
-        Self { id: node.to_string(), podref: String::new(), ifname: mark.text() }
+    pub fn of_node(node: &NodeLife, mark: &Mark, tenant: Option<&Tenant>) -> Self {
+        let tenant = tenant.map(|tenant| format!("{FOR}{tenant}")).unwrap_or_default();
+        Self { id: format!("{node}{tenant}"), podref: String::new(), ifname: mark.text() }
+    }
+
+    /// The entry of an address that waits for its tenant. It has no `podref` either: the peer's reconciler would remove
+    /// it as soon as the pod is away, which is when it is needed.
+    #[must_use]
+    pub fn of_tenant(tenant: &Tenant) -> Self {
+        Self { id: tenant_id(tenant), ..Self::default() }
+    }
+
+    /// For whom it is alone, on a node or waiting.
+    #[must_use]
+    pub fn tenant(&self) -> Option<Tenant> {
+        let (_, tenant) = self.id.strip_prefix(PREFIX)?.split_once(FOR)?;
+        Tenant::parse(tenant)
     }
 
     /// Whose it is.
     #[must_use]
     pub fn owner(&self) -> Owner {
-        match NodeLife::parse(&self.id) {
-            Some(node) => Owner::Node(node, Mark::parse(&self.ifname)),
-            None => Owner::Pod(self.clone()),
+        match (NodeLife::parse(&self.id), self.tenant()) {
+            (Some(node), _) => Owner::Node(node, Mark::parse(&self.ifname)),
+            (None, Some(tenant)) => Owner::Tenant(tenant),
+            (None, None) => Owner::Pod(self.clone()),
         }
     }
+}
+
+/// How a tenant is named in entries and reservations.
+#[must_use]
+pub fn tenant_id(tenant: &Tenant) -> String {
+    format!("{PREFIX}{FOR}{tenant}")
 }
 
 /// Entries to put and, where there is none, to remove.
@@ -187,15 +215,16 @@ impl Pool {
         Value::Array(operations)
     }
 
-    /// The JSON Patch that makes the change, if the addresses are free, whatever else became of the pool. `None` when the
-    /// change does more than to take free addresses.
+    /// The JSON Patch that makes the change, if the addresses are as they were read, whatever else became of the pool.
+    /// `None` when the change does more than to take addresses that are free or wait for their tenant.
     ///
     /// An API server holds the test of a member that is not there for `null` (as the library that it uses does, and RFC
     /// 6902 does not). One that did not would refuse every such patch.
     #[must_use]
     pub fn claim(&self, change: &Change) -> Option<Value> {
         self.is_claim(change).then(|| {
-            let test = |offset| json!({"op": "test", "path": path(offset), "value": null});
+            let test =
+                |offset| json!({"op": "test", "path": path(offset), "value": self.entries.get(offset)});
             Value::Array(change.keys().map(test).chain(self.operations(change)).collect())
         })
     }
@@ -213,11 +242,12 @@ impl Pool {
         operations
     }
 
-    /// Whether the change does nothing but to take free addresses.
+    /// Whether the change does nothing but to take addresses that are free or wait for their tenant.
     #[must_use]
     pub fn is_claim(&self, change: &Change) -> bool {
-        self.has_map
-            && change.iter().all(|(offset, entry)| entry.is_some() && !self.entries.contains_key(offset))
+        let is_open =
+            |offset| self.entries.get(offset).is_none_or(|entry| matches!(entry.owner(), Owner::Tenant(_)));
+        self.has_map && change.iter().all(|(offset, entry)| entry.is_some() && is_open(offset))
     }
 
     /// The pool as it is once the change is made.
@@ -249,7 +279,7 @@ impl Pool {
     pub fn nodes(&self) -> BTreeSet<NodeLife> {
         let node = |entry: &Entry| match entry.owner() {
             Owner::Node(node, _) => Some(node),
-            Owner::Pod(_) => None,
+            Owner::Tenant(_) | Owner::Pod(_) => None,
         };
         self.entries.values().filter_map(node).collect()
     }
@@ -288,7 +318,12 @@ mod tests {
         ] {
             let Owner::Node(node, found) = pool.entries[&offset].owner() else { panic!("{offset}") };
             assert_eq!((node.node.as_str(), node.verified, &found), (name, verified, &mark));
-            assert_eq!(Entry::of_node(&node, &mark), pool.entries[&offset]);
+            assert_eq!(Entry::of_node(&node, &mark, None), pool.entries[&offset]);
+            let tenant = Tenant::Pod { podref: "ns/web-0".into(), ifname: "net1".into() };
+            let housed = Entry::of_node(&node, &mark, Some(&tenant));
+            assert_eq!((housed.owner(), housed.tenant()), (Owner::Node(node, mark), Some(tenant.clone())));
+            let kept = Entry::of_tenant(&tenant);
+            assert_eq!((kept.owner(), kept.tenant()), (Owner::Tenant(tenant.clone()), Some(tenant)));
         }
         assert_eq!(pool.nodes().len(), 2);
         assert_eq!(Pool::parse(&json!({"metadata": {}, "spec": {}})), Pool::default());
@@ -314,6 +349,13 @@ mod tests {
                 {"op": "test", "path": "/spec/allocations/5", "value": null},
                 {"op": "add", "path": "/spec/allocations/5", "value": {"id": "c", "podref": ""}},
             ]))
+        );
+        let tenant = Tenant::Claim { name: "ns/vm".into() };
+        let kept = Entry::of_tenant(&tenant);
+        let waiting = Pool { entries: BTreeMap::from([(5, kept)]), ..pool.clone() };
+        assert_eq!(
+            waiting.claim(&claim).unwrap()[0],
+            json!({"op": "test", "path": "/spec/allocations/5", "value": {"id": "podrail:=claim/ns/vm", "podref": ""}})
         );
         let known = Pool { has_managers: true, ..pool.clone() };
         let forget = json!({"op": "add", "path": "/metadata/managedFields", "value": [{}]});

@@ -140,7 +140,7 @@ mod tests {
     fn a_ledger_is_kept_for_one_boot() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("new"), "n").unwrap();
-        let slot = Slot { state: Use::Idle, reserved: true, past: None };
+        let slot = Slot { state: Use::Idle, reserved: true, past: None, tenant: None };
         let life = store
             .with("p", |ledger, _| {
                 ledger.slots.insert(u128::MAX, slot.clone());

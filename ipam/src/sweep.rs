@@ -1,8 +1,9 @@
 //! Looking after owners that are no more, when a range has no room. Nobody has to run for it, and nobody leads it.
 //!
 //! An address is taken from nobody who may live: a container of this node must have lost its network namespace and its
-//! pod; a pod of the peer must have been missing for a minute; another node must have had no Node object and no pods
-//! for twice as long as it would trust its own ledger, without having objected in the meantime.
+//! pod; a pod of the peer must have been missing for a minute, and a tenant with everything that would bring it back;
+//! another node must have had no Node object and no pods for twice as long as it would trust its own ledger, without
+//! having objected in the meantime.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use crate::conversation::Conversation;
 use crate::error::Error;
 use crate::exchange::{condemn, inherit};
+use crate::kubernetes::Reserver;
 use crate::ledger::{Ledger, Moment, Suspect, TRUST, Use};
-use crate::pool::{Change, Entry, NodeLife, Owner, Pool};
+use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 
 /// How long a pod has to be missing.
 const MOURNING: Duration = Duration::from_secs(60);
-/// How many pods of the peer are looked for at once.
-const MOST_PODS: usize = 32;
+/// How many pods of the peer and tenants are looked for at once.
+const MOST_LOOKED_FOR: usize = 32;
 
 /// Frees what can be freed; says whether anything was.
 ///
@@ -31,28 +33,46 @@ pub(crate) async fn sweep(conversation: &Conversation<'_>, pool: &Pool) -> Resul
             change.extend(node(conversation, pool, &life).await?);
         }
     }
-    let pods: Vec<(u128, Entry)> = pool
-        .entries
-        .iter()
-        .filter_map(|(offset, entry)| match entry.owner() {
-            Owner::Pod(entry) => Some((*offset, entry)),
-            Owner::Node(..) => None,
-        })
-        .take(MOST_PODS)
-        .collect();
-    for (offset, entry) in pods {
-        if is_pod_gone(conversation, &entry).await? {
-            change.insert(offset, None);
+    let name = conversation.source.pool.as_str();
+    let me = conversation.store.with(name, |ledger, _| conversation.store.life(ledger))?;
+    let mut evicted = Vec::new();
+    for (offset, entry) in candidates(pool) {
+        if !is_gone(conversation, entry).await? {
+            continue;
+        }
+        match entry.owner() {
+            // By way of this node: as long as nobody else can have it, the tenant's reservation can be removed.
+            Owner::Tenant(tenant) => {
+                change.insert(offset, Some(Entry::of_node(&me, &Mark::None, None)));
+                evicted.push((offset, tenant));
+            }
+            Owner::Node(..) | Owner::Pod(_) => drop(change.insert(offset, None)),
         }
     }
     if change.is_empty() {
         return Ok(freed);
     }
-    let name = conversation.source.pool.as_str();
-    let me = conversation.store.with(name, |ledger, _| conversation.store.life(ledger))?;
     conversation.unreserve(pool, &change, &me).await?;
     let changed = conversation.kubernetes.change_pool(name, &pool.patch(&change)).await?;
+    for (offset, tenant) in evicted.into_iter().filter(|_| changed) {
+        tracing::warn!("{tenant} will not come back: its address in {name} is free again");
+        if let Some(reservation) = conversation.reservation(&conversation.source.range, offset) {
+            conversation.kubernetes.unreserve(&reservation, &Reserver::Tenant(tenant)).await?;
+        }
+    }
     Ok(freed || changed)
+}
+
+/// Some of the entries that are no node's: others each time, so that all have their turn.
+fn candidates(pool: &Pool) -> Vec<(u128, &Entry)> {
+    let entries = pool.entries.iter().filter(|(_, entry)| !matches!(entry.owner(), Owner::Node(..)));
+    let mut entries: Vec<(u128, &Entry)> = entries.map(|(offset, entry)| (*offset, entry)).collect();
+    let random = RandomState::new().hash_one(&pool.version);
+    let count = u64::try_from(entries.len()).unwrap_or(u64::MAX).max(1);
+    let first = usize::try_from(random % count).unwrap_or_default();
+    entries.rotate_left(first);
+    entries.truncate(MOST_LOOKED_FOR);
+    entries
 }
 
 /// Containers of this node whose DEL never came.
@@ -121,10 +141,17 @@ async fn node(conversation: &Conversation<'_>, pool: &Pool, life: &NodeLife) -> 
     })
 }
 
-/// A pod of the peer.
-async fn is_pod_gone(conversation: &Conversation<'_>, entry: &Entry) -> Result<bool, Error> {
-    let Some((namespace, name)) = entry.podref.split_once('/') else { return Ok(false) };
-    let is_there = conversation.kubernetes.has_pod(namespace, name).await?;
+/// A pod of the peer, or a tenant that waits to come back.
+async fn is_gone(conversation: &Conversation<'_>, entry: &Entry) -> Result<bool, Error> {
+    let kubernetes = conversation.kubernetes;
+    let is_there = match entry.owner() {
+        Owner::Tenant(tenant) => kubernetes.is_expected(&tenant).await?,
+        Owner::Pod(entry) => match entry.podref.split_once('/') {
+            Some((namespace, name)) => kubernetes.has_pod(namespace, name).await?,
+            None => return Ok(false),
+        },
+        Owner::Node(..) => return Ok(false),
+    };
     conversation.store.with(&conversation.source.pool, |ledger, now| {
         if is_there {
             ledger.suspects.retain(|suspect| suspect.id != entry.id);

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use ipam::exchange::{Want, condemn, inherit, plan, settle};
 use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, TRUST, Use};
-use ipam::pool::{Change, Entry, NodeLife, Owner, Pool};
+use ipam::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 use ipam::range::Range;
+use ipam::tenant::Tenant;
 
 /// xorshift64*: a history must be the same wherever its seed is tried.
 struct Dice(u64);
@@ -32,13 +33,27 @@ struct Api {
     pool: Pool,
     version: u64,
     /// Writes whose senders gave up waiting. They may still arrive.
-    late: Vec<(Option<u64>, Change)>,
+    late: Vec<(Condition, Change)>,
+}
+
+/// What a write insists on.
+#[derive(Clone)]
+enum Condition {
+    /// The pool is at this version.
+    Version(u64),
+    /// The addresses of the change are as they were: free, or waiting for a tenant.
+    AsRead(BTreeMap<u128, Option<Entry>>),
 }
 
 impl Api {
-    /// `None` for the version: the change is one that takes free addresses, and is made if they are.
-    fn write(&mut self, version: Option<u64>, change: &Change) -> bool {
-        if version.map_or(!self.pool.is_claim(change), |version| version != self.version) {
+    fn write(&mut self, condition: &Condition, change: &Change) -> bool {
+        let holds = match condition {
+            Condition::Version(version) => *version == self.version,
+            Condition::AsRead(entries) => {
+                entries.iter().all(|(offset, entry)| self.pool.entries.get(offset) == entry.as_ref())
+            }
+        };
+        if !holds {
             return false;
         }
         self.pool = self.pool.changed(change);
@@ -53,6 +68,8 @@ struct Node {
     ledger: Ledger,
     /// The truth: containers that run, and the address that each was given.
     running: BTreeMap<String, u128>,
+    /// Containers that are tenants, by name.
+    housed: BTreeMap<String, Tenant>,
     /// Containers that ended while the node was away: their DEL is still to come.
     ended: Vec<String>,
     partitioned: bool,
@@ -69,12 +86,17 @@ struct World {
     nodes: Vec<Node>,
     /// Containers of the peer: by offset.
     peers: BTreeMap<u128, String>,
+    /// The address that each tenant was given, and must get again, and on which node that was.
+    homes: BTreeMap<Tenant, (u128, usize)>,
     clock: u64,
     serial: u64,
     cool_down: Duration,
     /// Nodes that take more than their share hoard idle addresses, which others then ask back.
     block: Option<u128>,
     got: u64,
+    /// How often a tenant got its address again, and on another node.
+    again: u64,
+    moved: u64,
 }
 
 fn holder(name: &str) -> Holder {
@@ -97,22 +119,26 @@ impl World {
             nodes: Vec::new(),
             api: Api { version: 1, pool: Pool { has_map: true, ..Pool::default() }, ..Api::default() },
             peers: BTreeMap::new(),
+            homes: BTreeMap::new(),
             clock: 1_000_000,
             serial: 0,
             cool_down: Duration::from_secs(if dice.one_in(3) { 30 } else { 0 }),
             block: dice.one_in(2).then_some(6),
             got: 0,
+            again: 0,
+            moved: 0,
             dice,
         };
         for number in 0..count {
             let me =
                 NodeLife { node: format!("n{number}"), verified: true, boot: "b0".into(), life: "l0".into() };
             let ledger = Ledger::new(&me.boot, &me.life);
-            let (running, condemned, ended) = Default::default();
+            let (running, housed, condemned, ended) = Default::default();
             world.nodes.push(Node {
                 me,
                 ledger,
                 running,
+                housed,
                 ended,
                 partitioned: false,
                 registered: true,
@@ -156,18 +182,22 @@ impl World {
             if self.dice.one_in(3) {
                 self.peer_step();
             }
-            let by_address = turn > 0 && read.is_claim(&change);
-            let version = (!by_address).then_some(version);
-            let written = if change.is_empty() { true } else { self.api.write(version, &change) };
+            let condition = if turn > 0 && read.is_claim(&change) {
+                let as_read = |offset: &u128| (*offset, read.entries.get(offset).cloned());
+                Condition::AsRead(change.keys().map(as_read).collect())
+            } else {
+                Condition::Version(version)
+            };
+            let written = if change.is_empty() { true } else { self.api.write(&condition, &change) };
             if self.dice.one_in(12) {
                 // The answer is lost, or the request arrives when nobody waits for it any more.
                 if !written {
-                    self.api.late.push((version, change));
+                    self.api.late.push((condition, change));
                 }
                 return false;
             }
             if self.dice.one_in(20) && !written {
-                self.api.late.push((version, change));
+                self.api.late.push((condition, change));
                 return false;
             }
             if !written {
@@ -178,7 +208,14 @@ impl World {
             }
             let node = &mut self.nodes[at];
             settle(&mut node.ledger, &read.changed(&change), &node.me, started);
-            return true;
+            // What went back just now may be what is needed.
+            let is_met = demand.is_none_or(|demand| node.ledger.candidate(demand, started).is_some());
+            let gives_back = |entry: &Option<Entry>| {
+                entry.as_ref().is_none_or(|entry| matches!(entry.owner(), Owner::Tenant(_)))
+            };
+            if is_met || !change.values().any(gives_back) {
+                return true;
+            }
         }
         false
     }
@@ -186,7 +223,19 @@ impl World {
     fn add(&mut self, at: usize) {
         let name = self.name();
         let range = self.range.clone();
-        let demand = Demand { range: &range, only: BTreeSet::new(), holder: holder(&name), reserved: false };
+        // Three pods of a StatefulSet, which the scheduler puts anywhere, also where the former one still runs elsewhere:
+        // it was deleted by force, or its node is cut off.
+        let tenant = self
+            .dice
+            .one_in(3)
+            .then(|| Tenant::Pod { podref: format!("ns/web-{}", self.dice.roll(3)), ifname: "net1".into() });
+        let demand = Demand {
+            range: &range,
+            only: BTreeSet::new(),
+            holder: holder(&name),
+            tenant: tenant.clone(),
+            reserved: false,
+        };
         for attempt in 0..2 {
             let now = self.now();
             let node = &mut self.nodes[at];
@@ -194,6 +243,14 @@ impl World {
                 // The process may die after the ledger is on disk: kubelet then calls DEL for the container.
                 if self.dice.one_in(20) {
                     return self.del(at, &name);
+                }
+                if let Some(tenant) = tenant {
+                    self.nodes[at].housed.insert(name.clone(), tenant.clone());
+                    if let Some((before, last)) = self.homes.insert(tenant, (offset, at)) {
+                        assert_eq!(before, offset, "a tenant lost its address");
+                        self.again += 1;
+                        self.moved += u64::from(last != at);
+                    }
                 }
                 self.nodes[at].running.insert(name, offset);
                 self.got += 1;
@@ -210,10 +267,12 @@ impl World {
         let node = &mut self.nodes[at];
         // The runtime has ended the container before it calls, and calls again when the call dies.
         node.running.remove(name);
+        node.housed.remove(name);
         if !node.ledger.release_attachment(name, "net1", cool_down, now) {
             node.ledger.strangers.push(Stranger { container: name.to_owned(), ifname: "net1".into() });
         }
-        if node.ledger.mark_surplus(now) {
+        node.ledger.mark_surplus(now);
+        if node.ledger.has_news() {
             self.exchange(at, None);
         }
     }
@@ -225,11 +284,11 @@ impl World {
             let Some(offset) = self.api.pool.free(&self.range).next() else { return };
             let name = format!("p{}", self.name());
             let entry = Entry { id: name.clone(), podref: format!("ns/{name}"), ifname: "net1".into() };
-            assert!(self.api.write(Some(version), &Change::from([(offset, Some(entry))])));
+            assert!(self.api.write(&Condition::Version(version), &Change::from([(offset, Some(entry))])));
             assert_eq!(self.peers.insert(offset, name), None);
         } else if let Some((offset, name)) = self.peers.pop_first() {
             assert_eq!(self.api.pool.entries[&offset].id, name, "a peer's address was taken");
-            assert!(self.api.write(Some(version), &Change::from([(offset, None)])));
+            assert!(self.api.write(&Condition::Version(version), &Change::from([(offset, None)])));
         }
     }
 
@@ -238,6 +297,7 @@ impl World {
         let (boot, life) = (format!("b{}", self.serial), format!("l{}", self.serial));
         let node = &mut self.nodes[at];
         node.running.clear();
+        node.housed.clear();
         node.condemned.clear();
         node.ledger = Ledger::new(&boot, &life);
         node.me = NodeLife { boot, life, ..node.me.clone() };
@@ -279,9 +339,25 @@ impl World {
                     change
                 }
             };
-            self.api.write(Some(version), &change);
+            self.api.write(&Condition::Version(version), &change);
             return;
         }
+    }
+
+    /// A StatefulSet is deleted, and a node looks after what waits for its pods.
+    fn evict(&mut self, at: usize) {
+        if self.nodes[at].partitioned || self.nodes.iter().any(|node| !node.housed.is_empty()) {
+            return;
+        }
+        let me = self.nodes[at].me.clone();
+        let waiting = |entry: &Entry| matches!(entry.owner(), Owner::Tenant(_));
+        let entries = self.api.pool.entries.iter().filter(|(_, entry)| waiting(entry));
+        let change: Change =
+            entries.map(|(offset, _)| (*offset, Some(Entry::of_node(&me, &Mark::None, None)))).collect();
+        for entry in change.keys().filter_map(|offset| self.api.pool.entries.get(offset)) {
+            self.homes.remove(&entry.tenant().unwrap());
+        }
+        self.api.write(&Condition::Version(self.api.version), &change);
     }
 
     fn step(&mut self) {
@@ -311,14 +387,16 @@ impl World {
                 self.nodes[at].registered = false;
                 let ended = std::mem::take(&mut self.nodes[at].running);
                 self.nodes[at].ended.extend(ended.into_keys());
+                self.nodes[at].housed.clear();
             }
             80..82 => self.nodes[at].registered = true,
             82..97 => self.bury(at),
             97 => {
-                if let Some((version, change)) = self.api.late.pop() {
-                    self.api.write(version, &change);
+                if let Some((condition, change)) = self.api.late.pop() {
+                    self.api.write(&condition, &change);
                 }
             }
+            98 => self.evict(at),
             _ => drop(self.exchange(at, None)),
         }
     }
@@ -334,6 +412,8 @@ impl World {
                     |entry| matches!(entry.owner(), Owner::Node(life, _) if life.is_same_node(&node.me)),
                 );
                 assert!(is_its, "seed {seed}: {name} has offset {offset} and the pool says {entry:?}");
+                let tenant = entry.and_then(Entry::tenant);
+                assert_eq!(tenant.as_ref(), node.housed.get(name), "seed {seed}: {name} at offset {offset}");
             }
         }
     }
@@ -362,8 +442,11 @@ impl World {
                 node.ledger
             );
         }
+        self.evict(0);
+        assert!((0..100).any(|_| self.exchange(0, None)), "seed {seed}");
         for (offset, entry) in &self.api.pool.entries {
             match entry.owner() {
+                Owner::Tenant(tenant) => panic!("seed {seed}: {offset} waits for {tenant} for ever"),
                 Owner::Pod(_) => {
                     assert!(self.peers.contains_key(offset), "seed {seed}: {offset} leaked: {entry:?}");
                 }
@@ -379,7 +462,7 @@ impl World {
 
 #[test]
 fn no_history_gives_an_address_twice() {
-    let mut got = 0;
+    let (mut got, mut again, mut moved) = (0, 0, 0);
     for seed in 1..=2_000 {
         let mut world = World::new(seed);
         for _ in 0..200 {
@@ -388,7 +471,13 @@ fn no_history_gives_an_address_twice() {
         }
         world.end(seed);
         got += world.got;
+        again += world.again;
+        moved += world.moved;
     }
     // A model in which nothing happens would hold as well.
     assert!(got > 20_000, "{got} addresses were given");
+    assert!(
+        again > 2_000 && moved > 1_000,
+        "tenants came again {again} times, {moved} times to another node"
+    );
 }

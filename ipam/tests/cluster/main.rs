@@ -6,3 +6,4 @@ mod faults;
 mod node;
 mod pools;
 mod scale;
+mod tenants;

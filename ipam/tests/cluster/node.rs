@@ -66,9 +66,14 @@ impl Cluster {
 
     /// The definitions as they are deployed.
     fn define(&self) {
-        let manifest = include_str!("../../../deploy/whereabouts.yaml");
-        let objects: Vec<Value> = serde_saphyr::from_multiple(manifest).unwrap();
-        for definition in objects.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
+        let manifests = [
+            include_str!("../../../deploy/whereabouts.yaml"),
+            include_str!("../../../deploy/ipam-claims.yaml"),
+        ];
+        let objects = manifests.map(|manifest| serde_saphyr::from_multiple::<Value>(manifest).unwrap());
+        for definition in
+            objects.iter().flatten().filter(|object| object["kind"] == "CustomResourceDefinition")
+        {
             match self.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition) {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
@@ -76,8 +81,10 @@ impl Cluster {
             }
         }
         // A real API server serves a kind only a while after it was defined.
-        let served =
-            || ["ippools", "overlappingrangeipreservations"].iter().all(|kind| self.list(kind).is_ok());
+        let served = || {
+            ["ippools", "overlappingrangeipreservations"].iter().all(|kind| self.list(kind).is_ok())
+                && self.send("GET", "/apis/k8s.cni.cncf.io/v1alpha1/ipamclaims", &Value::Null).is_ok()
+        };
         for _ in 0..100 {
             if served() {
                 return;
@@ -135,6 +142,62 @@ impl Cluster {
         self.post(&path, &reservation).unwrap();
     }
 
+    /// Makes a pod; with the name of a StatefulSet, one of it.
+    pub(crate) fn pod(&self, name: &str, set: Option<&str>) {
+        let base = format!("/api/v1/namespaces/{}", self.namespace);
+        // Without it a real API server takes no pods. No controller makes it here.
+        drop(self.post(&format!("{base}/serviceaccounts"), &json!({"metadata": {"name": "default"}})));
+        let owners = set.map(|set| {
+            json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": set, "uid": "u", "controller": true}])
+        });
+        let pod = json!({
+            "metadata": {"name": name, "ownerReferences": owners},
+            "spec": {"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i"}]},
+        });
+        self.post(&format!("{base}/pods"), &pod).unwrap();
+    }
+
+    /// Removes a pod at once.
+    pub(crate) fn delete_pod(&self, name: &str) {
+        let path = format!("/api/v1/namespaces/{}/pods/{name}?gracePeriodSeconds=0", self.namespace);
+        self.send("DELETE", &path, &Value::Null).unwrap();
+    }
+
+    /// Makes a StatefulSet of so many pods.
+    pub(crate) fn stateful_set(&self, name: &str, replicas: u32) {
+        let labels = json!({"app": name});
+        let set = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "replicas": replicas, "serviceName": name, "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+                },
+            },
+        });
+        self.post(&format!("/apis/apps/v1/namespaces/{}/statefulsets", self.namespace), &set).unwrap();
+    }
+
+    /// Scales a StatefulSet.
+    pub(crate) fn scale(&self, name: &str, replicas: u32) {
+        let path = format!("/apis/apps/v1/namespaces/{}/statefulsets/{name}", self.namespace);
+        self.send("PATCH", &path, &json!({"spec": {"replicas": replicas}})).unwrap();
+    }
+
+    /// Where a claim is, or all of them.
+    pub(crate) fn claim_path(&self, name: &str) -> String {
+        format!("/apis/k8s.cni.cncf.io/v1alpha1/namespaces/{}/ipamclaims/{name}", self.namespace)
+    }
+
+    /// Makes a claim for the network of the tests.
+    pub(crate) fn make_claim(&self, name: &str, network: &str) {
+        let claim = json!({
+            "apiVersion": "k8s.cni.cncf.io/v1alpha1", "kind": "IPAMClaim",
+            "metadata": {"name": name}, "spec": {"network": network, "interface": "net1"},
+        });
+        self.post(self.claim_path("").trim_end_matches('/'), &claim).unwrap();
+    }
+
     /// How many requests the simulated server has seen.
     pub(crate) fn requests(&self) -> usize {
         self.server.as_ref().unwrap().requests().len()
@@ -151,6 +214,7 @@ impl Cluster {
         .unwrap();
         std::fs::write(dir.join("nodename"), format!("{name}\n")).unwrap();
         Node {
+            namespace: self.namespace.clone(),
             plugin: Whereabouts {
                 places: Places {
                     flat_files: vec![dir.join("whereabouts.conf")],
@@ -165,6 +229,8 @@ impl Cluster {
 
 /// A node.
 pub(crate) struct Node {
+    /// Where pods are that exist.
+    namespace: String,
     pub(crate) plugin: Whereabouts,
 }
 
@@ -173,8 +239,10 @@ pub(crate) fn request(command: Command, ipam: &Value, pod: &str, ifname: &str) -
     let mut ipam = ipam.clone();
     ipam["type"] = "whereabouts".into();
     let mut config = json!({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "ipam": ipam});
-    if let Some(runtime) = ipam.get("runtimeConfig") {
-        config["runtimeConfig"] = runtime.clone();
+    for key in ["runtimeConfig", "args", "allowPersistentIPs"] {
+        if let Some(value) = ipam.get(key) {
+            config[key] = value.clone();
+        }
     }
     let bytes = serde_json::to_vec(&config).unwrap();
     Request {
@@ -210,6 +278,33 @@ impl Node {
 
     pub(crate) fn add(&self, ipam: &Value, pod: &str) -> Vec<String> {
         self.try_add(ipam, pod).unwrap_or_else(|error| panic!("{pod}: {error}"))
+    }
+
+    /// A call for a pod that exists.
+    pub(crate) fn request(&self, command: Command, ipam: &Value, pod: &str, container: &str) -> Request {
+        let mut request = request(command, ipam, pod, "net1");
+        request.container_id = container.to_owned();
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={pod}", self.namespace);
+        request.args = Args::parse(&args).unwrap();
+        request
+    }
+
+    /// Makes what the node suspects older by a minute.
+    pub(crate) fn wait_a_minute(&self) {
+        for file in std::fs::read_dir(&self.plugin.places.data_dir).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let mut ledger: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            for suspect in ledger["suspects"].as_array_mut().unwrap() {
+                for clock in ["uptime", "wall"] {
+                    let earlier = suspect["since"][clock].as_u64().unwrap().saturating_sub(61_000);
+                    suspect["since"][clock] = earlier.into();
+                }
+            }
+            std::fs::write(&path, ledger.to_string()).unwrap();
+        }
     }
 
     pub(crate) fn del(&self, ipam: &Value, pod: &str) {

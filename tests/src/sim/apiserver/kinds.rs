@@ -262,6 +262,7 @@ impl Kinds {
             new_events,
             leases,
             definitions,
+            Kind::builtin("apps", "v1", "StatefulSet", "statefulsets", &["sts"], true).with_status(),
             rights("ClusterRole", "clusterroles", false),
             rights("ClusterRoleBinding", "clusterrolebindings", false),
             rights("Role", "roles", true),
