@@ -2,6 +2,7 @@
 //! names. `faults` holds what only the suite's own can do, and always uses that.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod acceptance;
 mod faults;
 mod node;
 mod pools;
