@@ -10,7 +10,7 @@ use crate::config::Source;
 use crate::error::Error;
 use crate::exchange::{Want, plan, settle};
 use crate::kubernetes::{Kubernetes, Reserver};
-use crate::ledger::{Demand, Slot, Use};
+use crate::ledger::{Demand, Fill, Slot, Use};
 use crate::names;
 use crate::pool::{Change, Entry, NodeLife, Owner, Pool};
 use crate::range::Range;
@@ -80,8 +80,11 @@ impl Conversation<'_> {
                 continue;
             }
             let after = pool.changed(&change);
+            let range = &self.source.range;
+            let fill = Fill { usable: range.capacity(), taken: after.used(range) };
             let is_met = self.store.with(name, |ledger, now| {
                 settle(ledger, &after, &me, started);
+                ledger.fill = Some(fill);
                 demand.is_none_or(|demand| {
                     ledger.candidate(&Demand { reserved: false, ..demand.clone() }, now).is_some()
                 })

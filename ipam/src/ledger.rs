@@ -140,6 +140,15 @@ pub struct Suspect {
     pub since: Moment,
 }
 
+/// How full a pool was when it was last read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fill {
+    /// Addresses of the range of the network that read it.
+    pub usable: u128,
+    /// Those of them that somebody has or keeps.
+    pub taken: u128,
+}
+
 /// Whom an address is for, and which will do.
 #[derive(Debug, Clone)]
 pub struct Demand<'a> {
@@ -175,6 +184,9 @@ pub struct Ledger {
     pub verified: bool,
     /// When the pool was last known to say what the ledger says.
     pub confirmed: Option<Moment>,
+    /// How full the pool was then.
+    #[serde(default)]
+    pub fill: Option<Fill>,
     /// How many addresses were last asked for at once; 1 when the pool has little room.
     pub block: u128,
     /// The node's addresses by offset.
@@ -195,6 +207,7 @@ impl Ledger {
             life: life.to_owned(),
             verified: false,
             confirmed: None,
+            fill: None,
             block: 1,
             slots: BTreeMap::new(),
             strangers: Vec::new(),

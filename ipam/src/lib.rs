@@ -13,6 +13,7 @@ pub mod error;
 pub mod exchange;
 pub mod kubernetes;
 pub mod ledger;
+pub mod metrics;
 pub mod names;
 pub mod plugin;
 pub mod pool;

@@ -2,8 +2,15 @@
 
 use std::process::ExitCode;
 
+use ipam::metrics;
 use ipam::plugin::Whereabouts;
 
 fn main() -> ExitCode {
-    cni::skel::main(&Whereabouts::default())
+    let plugin = Whereabouts::default();
+    let mut arguments = std::env::args_os().skip(1);
+    // A runtime gives no arguments.
+    match arguments.next() {
+        Some(command) if command == "metrics" => metrics::main(arguments, &plugin.places),
+        _ => cni::skel::main(&plugin),
+    }
 }

@@ -70,8 +70,7 @@ impl Store {
     pub fn with<T>(&self, pool: &str, work: impl FnOnce(&mut Ledger, Moment) -> T) -> Result<T, Error> {
         let _lock = FileLock::acquire(&self.path(pool, ".lock"), LEDGER_LIMIT)?;
         let path = self.path(pool, SUFFIX);
-        let found = durable::read(&path)?.and_then(|bytes| Ledger::parse(&bytes));
-        let before = found.filter(|ledger| ledger.boot == self.boot());
+        let before = self.read(pool)?;
         let mut ledger = before.clone().unwrap_or_else(|| self.fresh());
         let result = work(&mut ledger, now()?);
         if before.as_ref() != Some(&ledger) {
@@ -80,6 +79,15 @@ impl Store {
             durable::replace(&path, &bytes)?;
         }
         Ok(result)
+    }
+
+    /// A pool's ledger as it is; `None` when there is none of this boot.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, pool: &str) -> Result<Option<Ledger>, Error> {
+        let found = durable::read(&self.path(pool, SUFFIX))?.and_then(|bytes| Ledger::parse(&bytes));
+        Ok(found.filter(|ledger| ledger.boot == self.boot()))
     }
 
     /// Keeps other processes of the node from talking to the API server about the pool.
@@ -134,21 +142,24 @@ pub fn now() -> Result<Moment, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Slot, Use};
+    use crate::ledger::{Fill, Slot, Use};
 
     #[test]
     fn a_ledger_is_kept_for_one_boot() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("new"), "n").unwrap();
         let slot = Slot { state: Use::Idle, reserved: true, past: None, tenant: None };
+        let fill = Fill { usable: u128::MAX, taken: 1 };
         let life = store
             .with("p", |ledger, _| {
                 ledger.slots.insert(u128::MAX, slot.clone());
+                ledger.fill = Some(fill);
                 ledger.life.clone()
             })
             .unwrap();
         let read = |store: &Store| store.with("p", |ledger, _| ledger.clone()).unwrap();
         assert_eq!(read(&store).slots.get(&u128::MAX), Some(&slot));
+        assert_eq!(read(&store).fill, Some(fill));
         assert_eq!((read(&store).life, store.pools().unwrap()), (life.clone(), vec!["p".to_owned()]));
         let rebooted = Store { boot_id: "00000000-1".into(), ..store.clone() };
         let fresh = read(&rebooted);

@@ -13,6 +13,9 @@ use crate::networks::Wanted;
 use crate::node::Node;
 use crate::selection::Selection;
 
+/// The key of `args.cni` in which plugins hear of the pod's claim.
+const CLAIM: &str = "ipam-claim-reference";
+
 /// One network of one sandbox.
 #[derive(Debug, Clone)]
 pub struct Delegate {
@@ -120,8 +123,13 @@ impl Sandbox<'_> {
         if let Some(id) = &device_id {
             inject_device(&mut list, id).map_err(failed)?;
         }
-        if let Some(args) = &selection.cni_args {
-            inject_args(&mut list, args).map_err(failed)?;
+        let mut args = selection.cni_args.clone().unwrap_or_default();
+        if let Some(claim) = selection.ipam_claim_reference.as_ref().filter(|_| args.get(CLAIM).is_none()) {
+            // For IPAM that does not read the pod.
+            args.set(CLAIM, claim).map_err(failed)?;
+        }
+        if !args.is_empty() {
+            inject_args(&mut list, &args).map_err(failed)?;
         }
         let ifname = match selection.interface.clone() {
             Some(name) => name,
@@ -423,6 +431,26 @@ pub(crate) mod tests {
         let common = "IgnoreUnknown=true;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;K8S_POD_UID=u;X=y";
         assert_eq!(args(0), common);
         assert_eq!(args(1), format!("{common};MAC=02:00:00:00:00:01;IP=10.0.0.1/8,fd00::1"));
+    }
+
+    #[test]
+    fn a_claim_is_told_to_the_plugins() {
+        for (asked, want) in [
+            (
+                r#"[{"name":"b","ipam-claim-reference":"vm"}]"#,
+                r#""args":{"cni":{"ipam-claim-reference":"vm"}}"#,
+            ),
+            (
+                r#"[{"name":"b","ipam-claim-reference":"vm","cni-args":{"ipam-claim-reference":"mine"}}]"#,
+                r#""args":{"cni":{"ipam-claim-reference":"mine"}}"#,
+            ),
+        ] {
+            let delegates = delegates(vec![wanted("b", PLAIN, None, asked)], &[]).unwrap();
+            let text = String::from_utf8(delegates[0].list.to_vec()).unwrap();
+            assert!(text.contains(want), "{text}");
+        }
+        let delegates = delegates(vec![wanted("b", PLAIN, None, r#"[{"name":"b"}]"#)], &[]).unwrap();
+        assert!(!String::from_utf8(delegates[0].list.to_vec()).unwrap().contains("args"));
     }
 
     #[test]
