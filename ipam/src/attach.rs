@@ -12,6 +12,7 @@ use crate::conversation::Conversation;
 use crate::error::Error;
 use crate::kubernetes::Kubernetes;
 use crate::ledger::{Demand, Holder, Ledger, Use};
+use crate::plugin::online;
 use crate::pool::{Entry, Owner, Pool};
 use crate::range::Range;
 use crate::store::Store;
@@ -44,7 +45,7 @@ struct Given<'a> {
 
 /// Gives the attachment an address of each set of ranges, and those it asks for. Gives back what it got when it does
 /// not get all.
-pub(crate) async fn add(conf: &Conf, store: &Store, request: &Request) -> Result<CniResult, Error> {
+pub(crate) fn add(conf: &Conf, store: &Store, request: &Request) -> Result<CniResult, Error> {
     if conf.pod.podref.is_empty() {
         return Err(Error::NoPod);
     }
@@ -58,7 +59,12 @@ pub(crate) async fn add(conf: &Conf, store: &Store, request: &Request) -> Result
     };
     let mut attach = Attach { conf, store, holder, tenancy: Tenancy::default(), kubernetes: None };
     let mut given = Vec::new();
-    if let Err(error) = attach.all(&mut given, &request.name).await {
+    let result = match attach.local(&mut given) {
+        Ok(true) => Ok(()),
+        Ok(false) => online(attach.all(&mut given, &request.name)),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
         for Given { source, offset, .. } in given.iter().filter(|given| given.fresh) {
             store.with(&source.pool, |ledger, now| ledger.release(*offset, Duration::ZERO, now))?;
         }
@@ -76,6 +82,21 @@ fn ip(conf: &Conf, given: &Given<'_>) -> Option<IpConfig> {
 }
 
 impl<'a> Attach<'a> {
+    /// Gives what the node keeps, without a word to the cluster; says whether that is all.
+    fn local(&self, given: &mut Vec<Given<'a>>) -> Result<bool, Error> {
+        if tenancy::is_possible(self.conf) || !self.conf.requested.is_empty() {
+            return Ok(false);
+        }
+        for set in &self.conf.sets {
+            match self.idle(set, given)? {
+                Some(found) => given.push(found),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives what is missing in `given`.
     async fn all(&mut self, given: &mut Vec<Given<'a>>, network: &str) -> Result<(), Error> {
         let conf = self.conf;
         if tenancy::is_possible(conf) {
@@ -88,7 +109,7 @@ impl<'a> Attach<'a> {
             let at = at.ok_or_else(|| outside(conf, *address))?;
             requested.entry(at).or_default().push(*address);
         }
-        for (at, set) in conf.sets.iter().enumerate() {
+        for (at, set) in conf.sets.iter().enumerate().skip(given.len()) {
             // A claim that says which address it has asks for it.
             let claim = self.tenancy.claim.as_ref().map(|(_, _, claim)| claim);
             if let Some(address) =
@@ -129,27 +150,42 @@ impl<'a> Attach<'a> {
         Ok(self.kubernetes.insert(kubernetes))
     }
 
-    /// An address of the first range of the set that has room.
-    async fn any(&mut self, set: &'a [Source], given: &[Given<'a>]) -> Result<Given<'a>, Error> {
-        let held = |source: &Source| {
-            self.store.with(&source.pool, |ledger, _| {
-                let held = ledger.held_by(&self.holder.container, &self.holder.ifname);
-                let is_taken =
-                    |offset: &u128| given.iter().any(|g| g.source.pool == source.pool && g.offset == *offset);
-                held.filter(|offset| source.range.allows(*offset) && !is_taken(offset)).min()
-            })
+    /// An address that the node keeps: what the attachment has already, when the runtime asks again because it did not get
+    /// the answer, else an idle one.
+    fn idle(&self, set: &'a [Source], given: &[Given<'a>]) -> Result<Option<Given<'a>>, Error> {
+        let is_given = |source: &Source, offset| {
+            given.iter().any(|g| g.source.pool == source.pool && g.offset == offset)
         };
-        // Asked again for what it has, by a runtime that did not get the answer.
+        let held = |ledger: &Ledger, source: &Source| {
+            let held = ledger.held_by(&self.holder.container, &self.holder.ifname);
+            held.filter(|offset| source.range.allows(*offset) && !is_given(source, *offset)).min()
+        };
+        let (is_alone, demand) =
+            (set.len() == 1, |source: &'a Source| self.demand(&source.range, BTreeSet::new()));
         for source in set {
-            if let Some(offset) = held(source)? {
-                return Ok(Given { source, offset, fresh: false });
+            let found = self.store.with(&source.pool, |ledger, now| match held(ledger, source) {
+                Some(offset) => Some((offset, false)),
+                None if is_alone => Some((ledger.take(&demand(source), now)?, true)),
+                None => None,
+            })?;
+            if let Some((offset, fresh)) = found {
+                return Ok(Some(Given { source, offset, fresh }));
             }
         }
-        for source in set {
-            let demand = self.demand(&source.range, BTreeSet::new());
-            if let Some(offset) = self.store.with(&source.pool, |ledger, now| ledger.take(&demand, now))? {
-                return Ok(Given { source, offset, fresh: true });
+        for source in set.iter().filter(|_| !is_alone) {
+            if let Some(offset) =
+                self.store.with(&source.pool, |ledger, now| ledger.take(&demand(source), now))?
+            {
+                return Ok(Some(Given { source, offset, fresh: true }));
             }
+        }
+        Ok(None)
+    }
+
+    /// An address of the first range of the set that has room.
+    async fn any(&mut self, set: &'a [Source], given: &[Given<'a>]) -> Result<Given<'a>, Error> {
+        if let Some(found) = self.idle(set, given)? {
+            return Ok(found);
         }
         let mut full = Vec::new();
         for source in self.familiar_first(set).await? {

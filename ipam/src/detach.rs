@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use cni::Request;
 
-use crate::config::{Conf, NodeConf, Places};
+use crate::config::{Conf, NodeConf, Places, Source};
 use crate::conversation::Conversation;
 use crate::error::Error;
 use crate::kubernetes::Kubernetes;
 use crate::ledger::{Stranger, Use};
+use crate::plugin::online;
 use crate::store::Store;
 
 /// How long DEL waits for the API server: what it has to tell is on disk, and told by the next call that gets through.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Takes back what the attachment has. Needs nothing but the node.
-pub(crate) async fn del(request: &Request, places: &Places) -> Result<(), Error> {
+pub(crate) fn del(request: &Request, places: &Places) -> Result<(), Error> {
     let node = NodeConf::load(&request.config, places)?;
     let store = Store::open(&node.data_dir, &node.name)?;
     // A configuration that ADD would refuse still says which call this is.
@@ -45,14 +46,14 @@ pub(crate) async fn del(request: &Request, places: &Places) -> Result<(), Error>
             })?;
         }
     }
-    if let Err(error) = tell(&conf, &store, PATIENCE).await {
+    if let Err(error) = tell(&conf, &store, PATIENCE) {
         tracing::warn!("{error}; what goes back to the pool is kept and told by a later call");
     }
     Ok(())
 }
 
 /// Releases what belongs to no attachment that the runtime knows.
-pub(crate) async fn gc(request: &Request, places: &Places) -> Result<(), Error> {
+pub(crate) fn gc(request: &Request, places: &Places) -> Result<(), Error> {
     let Some(valid) = request.valid_attachments().map_err(Error::Conf)? else { return Ok(()) };
     let conf = Conf::load(request, places)?;
     let store = Store::open(&conf.node.data_dir, &conf.node.name)?;
@@ -73,22 +74,30 @@ pub(crate) async fn gc(request: &Request, places: &Places) -> Result<(), Error> 
             ledger.mark_surplus(now);
         })?;
     }
-    tell(&conf, &store, PATIENCE).await
+    tell(&conf, &store, PATIENCE)
 }
 
 /// Tells the pools of the network what the ledgers have to tell.
-pub(crate) async fn tell(conf: &Conf, store: &Store, patience: Duration) -> Result<(), Error> {
-    let mut kubernetes = None;
+pub(crate) fn tell(conf: &Conf, store: &Store, patience: Duration) -> Result<(), Error> {
+    let mut open = Vec::new();
     for source in conf.sets.iter().flatten() {
-        if !store.with(&source.pool, |ledger, _| ledger.has_news())? {
-            continue;
+        if store.with(&source.pool, |ledger, _| ledger.has_news())? {
+            open.push(source);
         }
+    }
+    if open.is_empty() { Ok(()) } else { online(tell_pools(conf, store, &open, patience)) }
+}
+
+async fn tell_pools(
+    conf: &Conf,
+    store: &Store,
+    sources: &[&Source],
+    patience: Duration,
+) -> Result<(), Error> {
+    let kubernetes = Kubernetes::connect(conf.node.kubeconfig.as_deref(), patience).await?;
+    for source in sources {
         let _lock = store.claim_lock(&source.pool)?;
-        let kubernetes = match &mut kubernetes {
-            Some(kubernetes) => kubernetes,
-            none => none.insert(Kubernetes::connect(conf.node.kubeconfig.as_deref(), patience).await?),
-        };
-        let network_name = &conf.network_name;
+        let (kubernetes, network_name) = (&kubernetes, conf.network_name.as_str());
         let block = conf.block(&source.range);
         Conversation { kubernetes, store, source, network_name, block, limit: patience }.hold(None).await?;
     }

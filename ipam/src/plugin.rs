@@ -16,16 +16,10 @@ pub struct Whereabouts {
 
 impl Whereabouts {
     /// Runs one call to its end, logging a failure once.
-    fn answer<T>(
-        &self,
-        request: &Request,
-        work: impl AsyncFnOnce() -> Result<T, Error>,
-    ) -> Result<T, cni::Error> {
+    fn answer<T>(&self, request: &Request, work: impl FnOnce() -> Result<T, Error>) -> Result<T, cni::Error> {
         let (file, level) = Conf::logging(&request.config, &self.places);
         log::start(file.as_deref(), level.as_deref());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-        let result = runtime.map_err(Error::Start).and_then(|runtime| runtime.block_on(work()));
-        result.map_err(|error| {
+        work().map_err(|error| {
             let error = cni::Error::new(error.code(), error.to_string());
             tracing::error!(
                 "{} {} {}: {error}",
@@ -44,6 +38,12 @@ impl Whereabouts {
     }
 }
 
+/// Does what needs the API server. Most calls do not, and are done before this would have started.
+pub(crate) fn online<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    runtime.map_err(Error::Start)?.block_on(work)
+}
+
 impl Plugin for Whereabouts {
     fn about(&self) -> String {
         format!(
@@ -53,31 +53,31 @@ impl Plugin for Whereabouts {
     }
 
     fn add(&self, request: &Request) -> Result<CniResult, cni::Error> {
-        self.answer(request, async || {
+        self.answer(request, || {
             let (conf, store) = self.open(request)?;
-            attach::add(&conf, &store, request).await
+            attach::add(&conf, &store, request)
         })
     }
 
     fn del(&self, request: &Request) -> Result<(), cni::Error> {
-        self.answer(request, async || detach::del(request, &self.places).await)
+        self.answer(request, || detach::del(request, &self.places))
     }
 
     fn check(&self, request: &Request) -> Result<(), cni::Error> {
-        self.answer(request, async || {
+        self.answer(request, || {
             let (conf, store) = self.open(request)?;
             probe::check(&conf, &store, request)
         })
     }
 
     fn gc(&self, request: &Request) -> Result<(), cni::Error> {
-        self.answer(request, async || detach::gc(request, &self.places).await)
+        self.answer(request, || detach::gc(request, &self.places))
     }
 
     fn status(&self, request: &Request) -> Result<(), cni::Error> {
-        let status = self.answer(request, async || {
+        let status = self.answer(request, || {
             let (conf, store) = self.open(request)?;
-            probe::status(&conf, &store).await
+            probe::status(&conf, &store)
         });
         // Whatever is the matter, to the runtime it means: no ADD now.
         status.map_err(|error| cni::Error { code: cni::Error::PLUGIN_NOT_AVAILABLE, ..error })

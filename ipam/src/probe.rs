@@ -8,6 +8,7 @@ use crate::config::Conf;
 use crate::error::Error;
 use crate::kubernetes::Kubernetes;
 use crate::ledger::Use;
+use crate::plugin::online;
 use crate::store::Store;
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -49,15 +50,15 @@ pub(crate) fn check(conf: &Conf, store: &Store, request: &Request) -> Result<(),
 }
 
 /// Says whether ADD could be served: from addresses that the node keeps, else through the API server.
-pub(crate) async fn status(conf: &Conf, store: &Store) -> Result<(), Error> {
-    let told = crate::detach::tell(conf, store, PATIENCE).await;
+pub(crate) fn status(conf: &Conf, store: &Store) -> Result<(), Error> {
+    let told = crate::detach::tell(conf, store, PATIENCE);
     let mut is_idle = true;
     for set in &conf.sets {
         let mut any = false;
         for source in set {
             any |= store.with(&source.pool, |ledger, now| {
                 let is_idle = |slot: &crate::ledger::Slot| {
-                    slot.state == Use::Idle && (slot.reserved || !conf.exclusive)
+                    slot.state == Use::Idle && slot.tenant.is_none() && (slot.reserved || !conf.exclusive)
                 };
                 ledger.is_trusted(now) && ledger.slots.values().any(is_idle)
             })?;
@@ -68,10 +69,12 @@ pub(crate) async fn status(conf: &Conf, store: &Store) -> Result<(), Error> {
         return Ok(());
     }
     told?;
-    let kubernetes = Kubernetes::connect(conf.node.kubeconfig.as_deref(), PATIENCE).await?;
-    for source in conf.sets.iter().flatten() {
-        // One that is not there yet is made by the first ADD.
-        kubernetes.existing_pool(&source.pool).await?;
-    }
-    Ok(())
+    online(async {
+        let kubernetes = Kubernetes::connect(conf.node.kubeconfig.as_deref(), PATIENCE).await?;
+        for source in conf.sets.iter().flatten() {
+            // One that is not there yet is made by the first ADD.
+            kubernetes.existing_pool(&source.pool).await?;
+        }
+        Ok(())
+    })
 }
