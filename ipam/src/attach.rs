@@ -274,6 +274,7 @@ impl<'a> Attach<'a> {
             source,
             network_name: &conf.network_name,
             block: conf.block(&source.range),
+            slices: conf.slices.as_deref(),
             limit: CONTENTION,
         };
         let pool = conversation.hold(Some(demand)).await?;

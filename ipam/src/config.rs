@@ -71,6 +71,8 @@ pub struct Conf {
     pub network_name: String,
     /// `node_slice_size` as a prefix length.
     pub slice: Option<u8>,
+    /// The name of the peer's `NodeSlicePool`, where `node_slice_size` lets it have one.
+    pub slices: Option<String>,
     /// `enable_overlapping_ranges`: whether an address is exclusive among all ranges of the same network name.
     pub exclusive: bool,
     /// `cool_down`: how long an address rests before another pod gets it.
@@ -210,9 +212,12 @@ impl Conf {
         let mut seen = std::collections::BTreeSet::new();
         requested.retain(|address| seen.insert(*address));
         let at_top = request.config.decode("allowPersistentIPs").map_err(Error::Conf)?;
+        let slice = slice(&layers)?;
+        let slices = if network_name.is_empty() { request.name.clone() } else { network_name.clone() };
         Ok(Self {
             network_name,
-            slice: slice(&layers)?,
+            slice,
+            slices: slice.map(|_| slices).filter(|name| crate::names::is_object_name(name)),
             exclusive: layers.get("enable_overlapping_ranges")?.unwrap_or(true),
             cool_down: Duration::from_secs(layers.get("cool_down")?.unwrap_or_default()),
             sets,

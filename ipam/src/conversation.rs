@@ -14,6 +14,7 @@ use crate::ledger::{Demand, Fill, Slot, Use};
 use crate::names;
 use crate::pool::{Change, Entry, NodeLife, Owner, Pool};
 use crate::range::Range;
+use crate::slices;
 use crate::store::{Store, now};
 
 /// Longest pause between two tries.
@@ -38,6 +39,8 @@ pub struct Conversation<'a> {
     pub network_name: &'a str,
     /// `node_slice_size` as a number of addresses.
     pub block: Option<u128>,
+    /// The name of the `NodeSlicePool`, where the peer may have one.
+    pub slices: Option<&'a str>,
     /// For how long a change is tried that others forestall. Each time one of them has got what it wanted.
     pub limit: Duration,
 }
@@ -52,6 +55,9 @@ impl Conversation<'_> {
     /// [`Error::Api`], [`Error::Contended`], and what the ledger's file has to say. The ledger stays true.
     pub async fn hold(&self, demand: Option<&Demand<'_>>) -> Result<Pool, Error> {
         let name = self.source.pool.as_str();
+        if let Some(slices) = self.slices {
+            slices::release(self, slices).await?;
+        }
         let me = self.introduce().await?;
         let mut avoid = BTreeSet::new();
         let begun = Instant::now();
@@ -73,13 +79,17 @@ impl Conversation<'_> {
             // Those that forestalled us took other addresses, most likely.
             let claim = if turns % BY_VERSION == 0 { None } else { pool.claim(&change) };
             let patch = claim.unwrap_or_else(|| pool.patch(&change));
-            if !change.is_empty() && !self.kubernetes.change_pool(name, &patch).await? {
+            let after = if change.is_empty() {
+                Some(pool.clone())
+            } else {
+                self.kubernetes.change_pool(name, &patch).await?
+            };
+            let Some(after) = after else {
                 let left = self.limit.saturating_sub(begun.elapsed());
                 tokio::time::sleep(pause(turns, turn.elapsed()).min(left)).await;
                 turns += 1;
                 continue;
-            }
-            let after = pool.changed(&change);
+            };
             let range = &self.source.range;
             let fill = Fill { usable: range.capacity(), taken: after.used(range) };
             let is_met = self.store.with(name, |ledger, now| {

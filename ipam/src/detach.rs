@@ -98,8 +98,10 @@ async fn tell_pools(
     for source in sources {
         let _lock = store.claim_lock(&source.pool)?;
         let (kubernetes, network_name) = (&kubernetes, conf.network_name.as_str());
-        let block = conf.block(&source.range);
-        Conversation { kubernetes, store, source, network_name, block, limit: patience }.hold(None).await?;
+        let (block, slices) = (conf.block(&source.range), conf.slices.as_deref());
+        let conversation =
+            Conversation { kubernetes, store, source, network_name, block, slices, limit: patience };
+        conversation.hold(None).await?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams};
@@ -119,11 +120,29 @@ impl Kubernetes {
         Ok(found.map(|found| Pool::parse(&whole(&found))))
     }
 
-    /// Changes a pool; false when it has changed since it was read, or is gone.
+    /// The slices of a range that the peer's controller gave to a node; none where it cut none.
     ///
     /// # Errors
     /// [`Error::Api`].
-    pub async fn change_pool(&self, name: &str, patch: &Value) -> Result<bool, Error> {
+    pub async fn slices(&self, name: &str, node: &str) -> Result<Vec<IpNet>, Error> {
+        let api = self.api(&self.namespace, &resource("NodeSlicePool"));
+        let found = self.retried(|| format!("getting NodeSlicePool {name}"), || api.get_opt(name)).await?;
+        let allocations =
+            found.as_ref().and_then(|found| found.data.pointer("/status/allocations")?.as_array());
+        let text = |of: &Value, key| of.get(key).and_then(Value::as_str).map(str::to_owned);
+        let of_node =
+            allocations.into_iter().flatten().filter(|of| text(of, "nodeName").as_deref() == Some(node));
+        Ok(of_node
+            .filter_map(|of| cni::parse_cidr(&text(of, "sliceRange")?))
+            .map(|slice| slice.trunc())
+            .collect())
+    }
+
+    /// Changes a pool, and answers with the pool as it is then; `None` when it has changed since it was read, or is gone.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub async fn change_pool(&self, name: &str, patch: &Value) -> Result<Option<Pool>, Error> {
         let patch = serde_json::from_value(patch.clone()).map(Patch::<()>::Json).map_err(|e| Error::Api {
             operation: format!("changing pool {name}"),
             message: e.to_string(),
@@ -135,12 +154,12 @@ impl Kubernetes {
             || format!("changing pool {name}"),
             || async {
                 match api.patch(name, &PatchParams::default(), &patch).await {
-                    Ok(_) => Ok(true),
+                    Ok(changed) => Ok(Some(Pool::parse(&whole(&changed)))),
                     // A failed test is 422, as is an object that the definition forbids; only that has causes.
                     Err(kube::Error::Api(status))
                         if matches!(status.code, 404 | 409) || status.code == 422 && !has_causes(&status) =>
                     {
-                        Ok(false)
+                        Ok(None)
                     }
                     Err(error) => Err(error),
                 }

@@ -25,6 +25,7 @@ mod attach;
 mod detach;
 mod log;
 mod probe;
+mod slices;
 mod sweep;
 mod tenancy;
 

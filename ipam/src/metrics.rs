@@ -57,12 +57,6 @@ pub fn read(directory: &Path) -> Result<BTreeMap<String, Ledger>, Error> {
 /// The text exposition format of Prometheus.
 #[must_use]
 pub fn text(ledgers: &BTreeMap<String, Ledger>) -> String {
-    let states: [(&str, fn(&Use) -> bool); 4] = [
-        ("held", |state| matches!(state, Use::Held(_))),
-        ("idle", |state| *state == Use::Idle),
-        ("returning", |state| *state == Use::Returning),
-        ("lost", |state| matches!(state, Use::Lost(_))),
-    ];
     let mut out = String::new();
     family(
         &mut out,
@@ -70,8 +64,8 @@ pub fn text(ledgers: &BTreeMap<String, Ledger>) -> String {
         "Addresses of the pool that this node keeps, by what they do.",
     );
     for (pool, ledger) in ledgers {
-        for (state, is_in) in states {
-            let count = ledger.slots.values().filter(|slot| is_in(&slot.state)).count();
+        for state in ["held", "idle", "returning", "lost"] {
+            let count = ledger.slots.values().filter(|slot| name_of(&slot.state) == state).count();
             sample(&mut out, "whereabouts_node_addresses", pool, Some(state), &count.to_string());
         }
     }
@@ -98,6 +92,15 @@ pub fn text(ledgers: &BTreeMap<String, Ledger>) -> String {
         }
     }
     out
+}
+
+fn name_of(state: &Use) -> &'static str {
+    match state {
+        Use::Held(_) => "held",
+        Use::Idle => "idle",
+        Use::Returning => "returning",
+        Use::Lost(_) => "lost",
+    }
 }
 
 fn family(out: &mut String, name: &str, help: &str) {

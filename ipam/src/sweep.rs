@@ -53,7 +53,7 @@ pub(crate) async fn sweep(conversation: &Conversation<'_>, pool: &Pool) -> Resul
         return Ok(freed);
     }
     conversation.unreserve(pool, &change, &me).await?;
-    let changed = conversation.kubernetes.change_pool(name, &pool.patch(&change)).await?;
+    let changed = conversation.kubernetes.change_pool(name, &pool.patch(&change)).await?.is_some();
     for (offset, tenant) in evicted.into_iter().filter(|_| changed) {
         tracing::warn!("{tenant} will not come back: its address in {name} is free again");
         if let Some(reservation) = conversation.reservation(&conversation.source.range, offset) {

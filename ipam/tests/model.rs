@@ -189,6 +189,8 @@ impl World {
                 Condition::Version(version)
             };
             let written = if change.is_empty() { true } else { self.api.write(&condition, &change) };
+            // The answer holds the pool as it is then, with what others did.
+            let after = if change.is_empty() { read.clone() } else { self.api.pool.clone() };
             if self.dice.one_in(12) {
                 // The answer is lost, or the request arrives when nobody waits for it any more.
                 if !written {
@@ -207,7 +209,7 @@ impl World {
                 return false;
             }
             let node = &mut self.nodes[at];
-            settle(&mut node.ledger, &read.changed(&change), &node.me, started);
+            settle(&mut node.ledger, &after, &node.me, started);
             // What went back just now may be what is needed.
             let is_met = demand.is_none_or(|demand| node.ledger.candidate(demand, started).is_some());
             let gives_back = |entry: &Option<Entry>| {

@@ -158,6 +158,45 @@ fn pools_of_the_peer_are_taken_over() {
 }
 
 #[test]
+fn slices_of_the_peer_are_emptied() {
+    let cluster = Cluster::start();
+    let (node, other) = (cluster.node("n1"), cluster.node("n2"));
+    let path =
+        format!("/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/{}/nodeslicepools", cluster.namespace);
+    let slices = json!({
+        "apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "NodeSlicePool", "metadata": {"name": "net"},
+        "spec": {"range": "10.16.0.0/24", "sliceSize": "/26"},
+        "status": {"allocations": [
+            {"nodeName": "n2", "sliceRange": "10.16.0.0/26"}, {"nodeName": "n1", "sliceRange": "10.16.0.64/26"},
+            {"nodeName": "", "sliceRange": "10.16.0.128/26"},
+        ]},
+    });
+    cluster.post(&path, &slices).unwrap();
+    let entry = |id: &str| json!({"id": id, "podref": format!("ns/{id}"), "ifname": "net1"});
+    cluster.peer_pool(
+        "n1-10.16.0.64-26",
+        "10.16.0.64/26",
+        &json!({"1": entry("old-id"), "2": entry("stays")}),
+    );
+    cluster.peer_pool("n2-10.16.0.0-26", "10.16.0.0/26", &json!({"1": entry("other")}));
+    for (name, podref) in [("10.16.0.65", "ns/old-id"), ("10.16.0.66", "ns/stays"), ("10.16.0.1", "ns/other")]
+    {
+        cluster.peer_reservation(name, podref);
+    }
+    let ipam = json!({"range": "10.16.0.0/24", "node_slice_size": "/26"});
+    // What the peer gave is reserved.
+    let got = [node.add(&ipam, "a"), other.add(&ipam, "b")].concat();
+    for taken in ["10.16.0.1/24", "10.16.0.65/24", "10.16.0.66/24"] {
+        assert!(!got.contains(&taken.to_owned()), "{got:?}");
+    }
+    node.del(&ipam, "old");
+    assert_eq!(cluster.allocations("n1-10.16.0.64-26").keys().collect::<Vec<_>>(), ["2"]);
+    let left = cluster.names("overlappingrangeipreservations");
+    assert!(!left.contains(&"10.16.0.65".to_owned()) && left.contains(&"10.16.0.66".to_owned()), "{left:?}");
+    assert_eq!(cluster.allocations("n2-10.16.0.0-26").len(), 1);
+}
+
+#[test]
 fn overlapping_ranges_exclude_each_other_within_a_network() {
     let cluster = Cluster::start();
     let (one, two) = (cluster.node("n1"), cluster.node("n2"));
