@@ -186,13 +186,9 @@ impl Attach<'_> {
     pub(crate) fn open_netns(&self) -> Result<Netns, Error> {
         let path = self.request.netns.clone().unwrap_or_default();
         Netns::open(&path).map_err(|source| {
-            let first = self.delegates.first();
-            Error::Netns {
-                network: first.map(|delegate| delegate.label.clone()).unwrap_or_default(),
-                ifname: self.request.ifname.clone(),
-                path,
-                source,
-            }
+            let network = self.delegates.first().map_or("", |delegate| &delegate.label);
+            let first = format!("{network:?} interface name to {:?}", self.request.ifname);
+            Error::Netns { first, path, source }
         })
     }
 

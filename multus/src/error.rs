@@ -159,14 +159,12 @@ pub enum Error {
     },
     /// The container's network namespace cannot be used.
     #[error(
-        "cannot set {network:?} interface name to {ifname:?}: validateIfName: no net namespace {} found: {source}",
+        "cannot set {first}: validateIfName: no net namespace {} found: {source}",
         path.display()
     )]
     Netns {
-        /// The first network.
-        network: String,
-        /// Its interface.
-        ifname: String,
+        /// The first network and its interface: `"main" interface name to "eth0"`.
+        first: String,
         /// The namespace's path.
         path: PathBuf,
         /// Why.

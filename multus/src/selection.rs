@@ -267,7 +267,7 @@ fn parse_element(index: usize, element: &Object) -> Result<Result<Selection, Sel
         infiniband_guid: text("infiniband-guid")?,
         port_mappings,
         bandwidth,
-        default_route: element.decode::<Vec<IpAddr>>("default-route")?.map(canonical),
+        default_route: element.decode::<Vec<IpAddr>>("default-route")?.as_deref().map(canonical),
         cni_args: element.decode("cni-args")?,
         device_id: text("deviceID")?,
         ipam_claim_reference: text("ipam-claim-reference")?,
@@ -275,7 +275,7 @@ fn parse_element(index: usize, element: &Object) -> Result<Result<Selection, Sel
 }
 
 /// An IPv4 address in the clothes of an IPv6 one is an IPv4 address, as for Go.
-fn canonical(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+fn canonical(addresses: &[IpAddr]) -> Vec<IpAddr> {
     addresses.iter().map(IpAddr::to_canonical).collect()
 }
 
