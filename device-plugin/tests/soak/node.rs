@@ -133,7 +133,7 @@ impl Node {
                 let count = random.below(40) + 1;
                 // With each event of a VF come those of its queues and of what stands on it.
                 let events: Vec<Event> = (0..count)
-                    .flat_map(|_| [self.tree.change_vf(random)].into_iter().chain((0..9).map(Tree::foreign)))
+                    .flat_map(|_| [self.tree.change_vf(random)].into_iter().chain((0..29).map(Tree::foreign)))
                     .collect();
                 self.announce(&events);
             }
@@ -242,9 +242,10 @@ impl Node {
             let _ = fs::remove_dir_all(self.path("kubelet").join(name));
         }
         sleep(Duration::from_millis(5)).await;
-        fs::create_dir(self.path("kubelet/device-plugins")).unwrap();
+        // A socket may have been made while they went.
+        fs::create_dir_all(self.path("kubelet/device-plugins")).unwrap();
         if random.below(2) == 0 {
-            fs::create_dir(self.path("kubelet/plugins_registry")).unwrap();
+            fs::create_dir_all(self.path("kubelet/plugins_registry")).unwrap();
         }
         self.kubelet = Some(Kubelet::start(&self.path("kubelet"), MOODS[random.below(3)]));
         self.counts.kubelets += 1;
@@ -306,7 +307,7 @@ impl Node {
     pub(crate) async fn rest(&mut self, seed: u64) {
         self.lists.clear();
         if !self.path("kubelet/plugins_registry").exists() {
-            fs::create_dir(self.path("kubelet/plugins_registry")).unwrap();
+            fs::create_dir_all(self.path("kubelet/plugins_registry")).unwrap();
         }
         self.kubelet = None;
         self.kubelet = Some(Kubelet::start(&self.path("kubelet"), Mood::Answers));
