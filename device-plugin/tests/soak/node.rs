@@ -223,7 +223,7 @@ impl Node {
         while self.lists.len() > 6 {
             self.lists.swap_remove(random.below(self.lists.len()));
         }
-        for list in &mut self.lists[..random.below(3).min(2)] {
+        for list in self.lists.iter_mut().take(random.below(3)) {
             let _ = timeout(Duration::from_millis(1), list.message()).await;
         }
     }
