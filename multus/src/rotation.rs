@@ -1,6 +1,8 @@
 //! Log files put aside when they have grown, as `logOptions` says: `multus.log` becomes
 //! `multus-2026-01-31T12-00-00.000.log`, then `...log.gz`, and the oldest of those are removed.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -93,6 +95,11 @@ fn put_aside(log: &Path) -> io::Result<Vec<(PathBuf, SystemTime)>> {
     }
     // The names sort by time.
     files.sort();
+    // What is being compressed stands beside what comes of it: that is one file, not two.
+    let whole: BTreeSet<PathBuf> = files.iter().map(|(file, _)| file.clone()).collect();
+    files.retain(|(file, _)| {
+        file.extension() != Some(OsStr::new("gz")) || !whole.contains(&file.with_extension(""))
+    });
     files.reverse();
     Ok(files)
 }
@@ -162,6 +169,16 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(10));
             }
         };
+        // As much of a file as gzip has written.
+        let partial = |file: &Path| std::fs::write(format!("{}.gz", file.display()), "").unwrap();
+        std::fs::write(&log, "1234567890").unwrap();
+        rotate(&log, &ROTATION).unwrap();
+        let aside = put_aside(&log).unwrap();
+        partial(&aside[0].0);
+        assert_eq!(put_aside(&log).unwrap(), aside);
+        std::fs::remove_file(aside[0].0.with_extension("log.gz")).unwrap();
+        std::fs::remove_file(&aside[0].0).unwrap();
+
         for round in 1..=3 {
             std::fs::write(&log, format!("1234567890 {round}")).unwrap();
             rotate(&log, &Rotation { compress: true, ..ROTATION }).unwrap();

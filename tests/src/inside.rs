@@ -15,9 +15,9 @@ use crate::pod::{MARK, PodSpec};
 use crate::wait::until;
 
 /// How long a process may take to appear after its pod is reported as running.
-const APPEARS: Duration = Duration::from_secs(20);
+const APPEARS: Duration = Duration::from_secs(60);
 /// How long two interfaces may take to reach each other: link, ARP, the switch of the NIC.
-const REACHES: Duration = Duration::from_secs(20);
+const REACHES: Duration = Duration::from_secs(60);
 
 /// A running pod, seen through one of its processes.
 #[derive(Clone, Debug)]
