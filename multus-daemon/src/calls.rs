@@ -193,7 +193,10 @@ impl Calls {
             }
             Command::Del => detach::release_sandbox(&self.node, conf, request).map(|()| None),
             Command::Check => check::check(conf, request).map(|()| None),
-            Command::Gc => handle.block_on(check::gc(&self.node, conf, request)).map(|()| None),
+            Command::Gc => {
+                let turn = |container: &str| self.sandboxes.turn_at_once(container);
+                handle.block_on(check::gc(&self.node, conf, request, turn)).map(|()| None)
+            }
             Command::Status => handle.block_on(check::status_with(conf, kubernetes)).map(|()| None),
             Command::Version => Ok(None),
         }

@@ -29,6 +29,17 @@ impl Sandboxes {
         turn
     }
 
+    /// The turn, if nobody works on `container`.
+    #[must_use]
+    pub fn turn_at_once(&self, container: &str) -> Option<Turn> {
+        let mut turns = self.turns();
+        if turns.contains_key(container) {
+            return None;
+        }
+        let guard = Arc::clone(turns.entry(container.to_owned()).or_default()).try_lock_owned().ok();
+        Some(Turn { sandboxes: self.clone(), container: container.to_owned(), guard })
+    }
+
     /// Whether somebody works on `container`.
     #[must_use]
     pub fn is_busy(&self, container: &str) -> bool {
@@ -65,7 +76,10 @@ mod tests {
         let first = sandboxes.turn("a").await;
         let other = sandboxes.turn("b").await;
         assert!(timeout(SHORT, sandboxes.turn("a")).await.is_err());
-        assert!(sandboxes.is_busy("a"));
+        assert!(sandboxes.is_busy("a") && sandboxes.turn_at_once("a").is_none());
+        let at_once = sandboxes.turn_at_once("c");
+        assert!(at_once.is_some() && timeout(SHORT, sandboxes.turn("c")).await.is_err());
+        drop(at_once);
         let waiter = tokio::spawn({
             let sandboxes = sandboxes.clone();
             async move { sandboxes.turn("a").await }

@@ -235,16 +235,27 @@ fn the_runtime_s_probes_and_gc() {
     assert_eq!(node.cni("ADD", "c1").unwrap().0, 200);
     let probe = json!({"env": {"CNI_COMMAND": "STATUS"}, "config": node.call("ADD", "x")["config"]});
     assert_eq!(node.ask("POST", "/cni", &probe).unwrap(), (200, String::new()));
-    let gc = |valid: &str| {
-        use base64::Engine;
-        let config = format!(r#"{{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":{valid}}}"#);
-        let config = base64::engine::general_purpose::STANDARD.encode(config);
-        node.ask("POST", "/cni", &json!({"env": {"CNI_COMMAND": "GC"}, "config": config})).unwrap()
-    };
-    assert_eq!(gc(r#"[{"containerID":"c1","ifname":"eth0"}]"#).0, 200);
+    assert_eq!(node.gc(r#"[{"containerID":"c1","ifname":"eth0"}]"#).0, 200);
     assert_eq!(node.count("DEL"), 0);
-    assert_eq!(gc("[]").0, 200);
+    assert_eq!(node.gc("[]").0, 200);
     assert!(node.state().is_empty(), "{:?}", node.state());
+}
+
+/// The runtime makes its list before an ADD that runs now.
+#[test]
+fn gc_leaves_alone_what_is_being_added() {
+    let node = gated();
+    let _daemon = node.daemon(&json!({"cniVersion": "1.1.0"}));
+    std::thread::scope(|scope| {
+        let adding = scope.spawn(|| node.cni("ADD", "c1").unwrap().0);
+        node.until("ADD is at its second network", || node.path("reached").exists());
+        assert_eq!(node.gc("[]").0, 200);
+        assert_eq!(node.count("DEL"), 0, "the half of an ADD is its own");
+        open(&node);
+        assert_eq!(adding.join().unwrap(), 200);
+    });
+    assert_eq!(node.gc("[]").0, 200);
+    assert_eq!(node.count("DEL"), 2);
 }
 
 #[test]

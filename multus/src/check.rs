@@ -14,7 +14,6 @@ use crate::nad::Network;
 use crate::networks;
 use crate::node::Node;
 use crate::record::{Record, Records};
-use crate::turn::Turn;
 
 /// Checks every network of the sandbox, as far as its version has CHECK.
 ///
@@ -67,11 +66,17 @@ pub async fn status_with(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result
 }
 
 /// Takes down every sandbox of which something is known here and that the runtime does not know any more, then lets the
-/// networks of those it knows, and those that every pod gets, collect their own garbage.
+/// networks of those it knows, and those that every pod gets, collect their own garbage. `turn` takes the turn of a
+/// sandbox, if no other call of it runs.
 ///
 /// # Errors
 /// Everything that failed, after all was attempted.
-pub async fn gc(node: &Node, conf: &Conf, request: &Request) -> Result<(), Error> {
+pub async fn gc<T>(
+    node: &Node,
+    conf: &Conf,
+    request: &Request,
+    turn: impl Fn(&str) -> Option<T>,
+) -> Result<(), Error> {
     // Without a list nothing can be concluded.
     let Some(valid) = request.valid_attachments().map_err(Error::Conf)? else { return Ok(()) };
     let records = Records::new(&conf.cni_dir);
@@ -80,7 +85,7 @@ pub async fn gc(node: &Node, conf: &Conf, request: &Request) -> Result<(), Error
     for container in known_containers(conf, &records)? {
         let ifname = valid.iter().find(|a| a.container_id == container).map(|a| a.ifname.clone());
         // The runtime made its list before an ADD that runs now.
-        let turn = Turn::take_at_once(&conf.cni_dir, &container);
+        let turn = turn(&container);
         let is_valid = ifname.is_some() || turn.is_none();
         let mut sandbox =
             Request { container_id: container, ifname: ifname.unwrap_or_default(), ..request.clone() };

@@ -50,7 +50,11 @@ impl Plugin for Multus {
     }
 
     fn gc(&self, request: &Request) -> Result<(), cni::Error> {
-        answer(request, |conf| block_on(check::gc(&self.node, conf, request)))
+        answer(request, |conf| {
+            block_on(check::gc(&self.node, conf, request, |container| {
+                Turn::take_at_once(&conf.cni_dir, container)
+            }))
+        })
     }
 
     fn status(&self, request: &Request) -> Result<(), cni::Error> {

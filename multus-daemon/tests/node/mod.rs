@@ -163,6 +163,13 @@ impl Node {
         read(self.send(method, path, body)?)
     }
 
+    /// GC with the attachments that are valid, as JSON.
+    pub fn gc(&self, valid: &str) -> (u16, String) {
+        let config = format!(r#"{{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":{valid}}}"#);
+        let call = json!({"env": {"CNI_COMMAND": "GC"}, "config": STANDARD.encode(config)});
+        self.ask("POST", "/cni", &call).unwrap()
+    }
+
     pub fn cni(&self, command: &str, container: &str) -> Option<(u16, String)> {
         self.ask("POST", "/cni", &self.call(command, container))
     }
