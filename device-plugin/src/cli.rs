@@ -30,6 +30,15 @@ pub(crate) enum Output {
     Json,
 }
 
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// A line for people, with its values as `name=value`.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
 /// The command line, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -39,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) use_cdi: bool,
     /// Level of detail of the log, as glog counts it: 0 says what matters, 10 everything.
     pub(crate) verbosity: u32,
+    pub(crate) log_format: LogFormat,
     pub(crate) output: Output,
     /// Where metrics and health can be asked for; nowhere if not given.
     pub(crate) status_address: Option<Address>,
@@ -53,6 +63,7 @@ impl Default for Options {
             resource_prefix: "intel.com".to_owned(),
             use_cdi: false,
             verbosity: 0,
+            log_format: LogFormat::Text,
             output: Output::Text,
             status_address: None,
             places: Places::default(),
@@ -70,6 +81,7 @@ Offers SR-IOV virtual functions to kubelet. Flags take one dash or two, and a va
   -resource-prefix PREFIX  prefix of resources that name none (default intel.com)
   -use-cdi                 give devices to the container runtime by CDI name
   -v N, -log-level N       detail of the log: 0 what matters, 5 decisions, 10 everything (default 0)
+  -log-format text|json    lines for people, or a JSON object a line (default text)
   -status-address ADDRESS  serve /metrics, /healthz, /readyz and /debug/devices at 127.0.0.1:9808, :9808 or
                            unix:/run/x.sock (default SRIOV_DEVICE_PLUGIN_STATUS_ADDRESS; not served without)
   -explain                 print which device is in which pool, and why others are in none; then end
@@ -139,6 +151,14 @@ pub(crate) fn parse(
                 options.output = match value.as_str() {
                     "text" => Output::Text,
                     "json" => Output::Json,
+                    _ => return Err(invalid(value, "text or json")),
+                };
+            }
+            "log-format" => {
+                let value = text()?;
+                options.log_format = match value.as_str() {
+                    "text" => LogFormat::Text,
+                    "json" => LogFormat::Json,
                     _ => return Err(invalid(value, "text or json")),
                 };
             }
@@ -220,6 +240,14 @@ mod tests {
             text.starts_with("flag SRIOV_DEVICE_PLUGIN_STATUS_ADDRESS: \"9808\" is not an address"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn forms_of_the_log() {
+        let format = |line: &str| options(line).map(|options| options.log_format);
+        assert_eq!(format(""), Ok(LogFormat::Text));
+        assert_eq!(format("--log-format=json"), Ok(LogFormat::Json));
+        assert!(format("-log-format xml").unwrap_err().to_string().ends_with("is not text or json"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use allocations::Allocations;
-use cli::{Options, Output, Task};
+use cli::{LogFormat, Options, Output, Task};
 use config::Fault;
 use firmware::Firmware;
 use inventory::Inventory;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE_ERROR);
         }
     };
-    start_log(options.verbosity);
+    start_log(&options);
     run(&options).unwrap_or_else(|error| {
         eprintln!("sriov-device-plugin: {error}");
         ExitCode::FAILURE
@@ -80,14 +80,18 @@ fn main() -> ExitCode {
 }
 
 /// Logs to standard error. `RUST_LOG` overrules the command line.
-fn start_log(verbosity: u32) {
-    let level = match verbosity {
+fn start_log(options: &Options) {
+    let level = match options.verbosity {
         0..5 => "info",
         5..10 => "info,sriov_device_plugin=debug",
         10.. => "info,sriov_device_plugin=trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    match options.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
 fn run(options: &Options) -> Result<ExitCode, Error> {

@@ -249,9 +249,9 @@ fn gc_leaves_alone_what_is_being_added() {
     std::thread::scope(|scope| {
         let adding = scope.spawn(|| node.cni("ADD", "c1").unwrap().0);
         node.until("ADD is at its second network", || node.path("reached").exists());
-        assert_eq!(node.gc("[]").0, 200);
-        assert_eq!(node.count("DEL"), 0, "the half of an ADD is its own");
+        let collected = (node.gc("[]").0, node.count("DEL"));
         open(&node);
+        assert_eq!(collected, (200, 0), "the half of an ADD is its own");
         assert_eq!(adding.join().unwrap(), 200);
     });
     assert_eq!(node.gc("[]").0, 200);
