@@ -337,7 +337,8 @@ impl Daemon {
     }
 
     fn publish(&mut self, devices: Vec<Arc<Device>>) {
-        let pools = pool::sort(&self.conf, &devices, &self.holdings());
+        let holdings = self.holdings();
+        let pools = pool::sort(&self.conf, &devices, &holdings);
         let wanted: BTreeSet<&Resource> = pools.iter().map(|pool| &pool.conf.resource).collect();
         let gone: Vec<Resource> =
             self.served.keys().filter(|resource| !wanted.contains(resource)).cloned().collect();
@@ -350,7 +351,7 @@ impl Daemon {
         }
         let pools: Vec<Arc<Pool>> = pools.into_iter().map(|pool| self.offer(pool)).collect();
         let (conf, allocations) = (self.conf.clone(), self.allocations.clone().unwrap_or_default());
-        let view = View { conf, devices, allocations, pools, scanned: Instant::now() };
+        let view = View { conf, devices, allocations, holdings, pools, scanned: Instant::now() };
         self.view.send_replace(Some(Arc::new(view)));
     }
 

@@ -24,7 +24,7 @@ impl Default for DdpTool {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(crate) enum Error {
     #[error("cannot run it: {0}")]
     Run(#[from] std::io::Error),
     #[error("no answer within {0:?}")]
@@ -36,20 +36,27 @@ enum Error {
 }
 
 impl DdpTool {
-    /// The active package of the NIC of `function`, as that function has it or else the PF; `None` where the program
-    /// does not say, or is not installed.
-    pub(crate) async fn profile(&self, function: PciAddress, pf: PciAddress) -> Option<String> {
-        for address in [function, pf] {
+    /// The active package of the NIC of `function`, as that function has it or else the PF; `None` where there is none,
+    /// or the program is not installed.
+    ///
+    /// # Errors
+    /// The program cannot say now.
+    pub(crate) async fn profile(
+        &self,
+        function: PciAddress,
+        pf: PciAddress,
+    ) -> Result<Option<String>, Error> {
+        let addresses = if function == pf { vec![pf] } else { vec![function, pf] };
+        let mut failed = None;
+        for address in addresses {
             match self.ask(address).await {
-                Ok(name) => return Some(name),
-                Err(Error::Run(error)) if error.kind() == std::io::ErrorKind::NotFound => return None,
-                Err(error) => tracing::debug!(%address, %error, "ddptool tells no profile"),
-            }
-            if function == pf {
-                break;
+                Ok(name) => return Ok(Some(name)),
+                Err(Error::Run(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(Error::NoPackage) => {}
+                Err(error) => failed = Some(error),
             }
         }
-        None
+        failed.map_or(Ok(None), Err)
     }
 
     async fn ask(&self, address: PciAddress) -> Result<String, Error> {
@@ -119,7 +126,7 @@ mod tests {
         let (vf, pf) = ("0000:3b:10.0".parse().unwrap(), "0000:3b:00.0".parse().unwrap());
         let script = r#"[ "$5" = 0000:3b:00.0 ] || exit 8
             echo '{"DDPInventory": {"DDPpackage": {"name": "of the PF"}}}'"#;
-        assert_eq!(tool(&directory, script).profile(vf, pf).await.as_deref(), Some("of the PF"));
+        assert_eq!(tool(&directory, script).profile(vf, pf).await.unwrap().as_deref(), Some("of the PF"));
         let calls = fs::read_to_string(directory.path().join("calls")).unwrap();
         assert_eq!(calls, "-l -a -j -s 0000:3b:10.0\n-l -a -j -s 0000:3b:00.0\n");
     }
@@ -130,11 +137,12 @@ mod tests {
         let address = "0000:3b:10.0".parse().unwrap();
         let mut hanging = tool(&directory, "exec sleep 600");
         hanging.limit = Duration::from_millis(200);
-        assert_eq!(hanging.profile(address, address).await, None);
-        assert_eq!(tool(&directory, "echo nonsense").profile(address, address).await, None);
+        assert!(matches!(hanging.profile(address, address).await, Err(Error::Timeout(_))));
+        assert_eq!(tool(&directory, "echo nonsense").profile(address, address).await.unwrap(), None);
+        assert!(matches!(tool(&directory, "exit 3").profile(address, address).await, Err(Error::Failed(_))));
         let calls = fs::read_to_string(directory.path().join("calls")).unwrap();
-        assert_eq!(calls.lines().count(), 2, "a PF is asked once");
+        assert_eq!(calls.lines().count(), 3, "a PF is asked once each time");
         let missing = DdpTool { program: directory.path().join("none"), ..hanging };
-        assert_eq!(missing.profile(address, address).await, None);
+        assert_eq!(missing.profile(address, address).await.unwrap(), None);
     }
 }

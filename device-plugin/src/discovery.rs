@@ -14,6 +14,10 @@ use crate::device::{Device, Obstacle};
 const NETWORK: u32 = 0x02;
 const PROCESSING_ACCELERATOR: u32 = 0x12;
 
+/// Drivers of PFs whose port, and with it the traffic of VFs, stays up when the PF is set down, unless their private flag
+/// `link-down-on-close` is set.
+const KEEP_THE_PORT_UP: [&str; 2] = ["i40e", "ice"];
+
 /// Names of the network devices that the node's default routes, IPv4 and IPv6, go through.
 pub(crate) type DefaultRoutes = BTreeSet<String>;
 
@@ -49,13 +53,15 @@ pub(crate) struct PhysicalFunction {
 
 impl PhysicalFunction {
     /// Reads it; `None` if the function is none.
-    fn read(function: &PciDevice) -> Result<Option<Self>, SysfsError> {
+    fn read(function: &Function) -> Result<Option<Self>, SysfsError> {
+        let Function { pci, identity, .. } = function;
         // A VF has no VFs of its own.
-        if function.physfn()?.is_some() || function.total_vfs()?.is_none() {
+        if pci.physfn()?.is_some() || pci.total_vfs()?.is_none() {
             return Ok(None);
         }
-        let port = Port::read(function.main_netdev()?)?;
-        let vfs = function.virtfns()?.into_iter().map(|(number, vf)| (vf.address(), number)).collect();
+        let mut port = Port::read(pci.main_netdev()?)?;
+        port.is_down &= !identity.driver.as_deref().is_some_and(|driver| KEEP_THE_PORT_UP.contains(&driver));
+        let vfs = pci.virtfns()?.into_iter().map(|(number, vf)| (vf.address(), number)).collect();
         Ok(Some(Self { port, vfs }))
     }
 }
@@ -64,7 +70,9 @@ impl Port {
     fn read(netdev: Option<NetDevice>) -> Result<Self, SysfsError> {
         let Some(netdev) = netdev else { return Ok(Self::default()) };
         let (link_type, carrier) = (link_type(netdev.hardware_type()?), netdev.carrier()?);
-        let is_down = carrier.is_none() && netdev.is_up()? == Some(false);
+        // What an IPoIB interface is set to says nothing of the port.
+        let is_down =
+            link_type.as_deref() == Some("ether") && carrier.is_none() && netdev.is_up()? == Some(false);
         Ok(Self { name: Some(netdev.name().to_owned()), link_type, carrier, is_down })
     }
 }
@@ -90,8 +98,8 @@ fn open(sysfs: &Sysfs, address: PciAddress) -> Option<Function> {
 
 /// The function at `address`, if it can have VFs.
 pub(crate) fn physical(sysfs: &Sysfs, address: PciAddress) -> Option<Arc<PhysicalFunction>> {
-    let function = open(sysfs, address)?.pci;
-    let read = PhysicalFunction::read(&function).inspect_err(|error| skipped(&function, error));
+    let function = open(sysfs, address)?;
+    let read = PhysicalFunction::read(&function).inspect_err(|error| skipped(&function.pci, error));
     read.ok().flatten().map(Arc::new)
 }
 

@@ -71,14 +71,19 @@ impl Firmware {
     }
 
     async fn ask(&mut self, questions: &Questions) {
-        let devlink = self.connected().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot ask devlink");
-            self.devlink = None;
-            None
-        });
+        let devlink = match self.connected().await {
+            Ok(devlink) => devlink,
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask devlink; keeping what was known");
+                self.devlink = None;
+                return;
+            }
+        };
         let devlink = devlink.as_ref();
         for (id, device) in &questions.rdma {
             let Some((devlink, _)) = devlink.filter(|(_, present)| present.contains(device)) else {
+                // A driver that does not speak devlink makes no hidden RDMA device.
+                self.rdma.remove(id);
                 continue;
             };
             match devlink.flag(device, ENABLE_RDMA).await {
@@ -96,7 +101,13 @@ impl Firmware {
                     tracing::warn!(%error, "keeping what was known");
                     continue;
                 }
-                (Ok(None), Some(function)) => self.tool.profile(*function, pf).await,
+                (Ok(None), Some(function)) => match self.tool.profile(*function, pf).await {
+                    Ok(name) => name,
+                    Err(error) => {
+                        tracing::warn!(%pf, %error, "ddptool tells no profile; keeping what was known");
+                        self.profiles.get(&pf).and_then(|profile| profile.name.clone())
+                    }
+                },
                 (Ok(name), _) => name,
             };
             self.profiles.insert(pf, Profile { name, asked: Instant::now(), is_due: false });

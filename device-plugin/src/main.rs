@@ -140,7 +140,8 @@ impl Look {
         let allocations = Allocations::read(&options.places.pod_resources_socket()).await.unwrap_or_default();
         let pools = pool::sort(&conf, &devices, &allocations).into_iter().map(Arc::new).collect();
         let (conf, allocations) = (Arc::new(conf), Arc::new(allocations));
-        let view = View { conf, devices, allocations, pools, scanned: Instant::now() };
+        let holdings = allocations.clone();
+        let view = View { conf, devices, allocations, holdings, pools, scanned: Instant::now() };
         Ok(Self { view, suspicions })
     }
 }

@@ -237,15 +237,16 @@ fn link(pool: &PoolConf, device: &Device) -> Option<Illness> {
 /// The state of a device that a container holds, though the pool would not take it now.
 fn unfit(pool: &PoolConf, device: &Device) -> (usize, Option<Illness>) {
     let reason = pool.objection(device);
-    // RDMA devices in exclusive mode are visible only in the container's namespace: no sign of illness.
+    // RDMA devices in exclusive mode are visible only in the container's namespace, as its network device is: no sign
+    // of illness.
     let hidden = match &reason {
-        Some(Reason::Selectors(rejections)) => {
+        Some(Reason::Selectors(rejections)) if device.netdevs.is_empty() => {
             rejections.iter().position(|r| ["isRdma", "pKeys"].contains(&r.selector))
         }
         _ => None,
     };
     match hidden {
-        Some(selector) => (selector, None),
+        Some(selector) => (selector, link(pool, device)),
         None => (0, reason.map(Illness::Unfit)),
     }
 }
@@ -329,6 +330,11 @@ mod tests {
         let down = || Some("the PF is down (ip link set ens1f0 up)".to_owned());
         assert_eq!(illnesses(r#"{"resourceName": "a"}"#), [down(), down(), None]);
         assert_eq!(illnesses(r#"{"resourceName": "a", "ignoreLink": true}"#), [None, None, None]);
+        // A driver that keeps the port up, and an interface that says nothing of the port.
+        fake.pci("0000:3b:00.0").driver("ice");
+        assert_eq!(illnesses(r#"{"resourceName": "a"}"#), [None, None, None]);
+        fake.pci("0000:3b:00.0").driver("mlx5_core").net_attribute("ens1f0", "type", "32");
+        assert_eq!(illnesses(r#"{"resourceName": "a"}"#), [None, None, None]);
     }
 
     #[test]
@@ -351,6 +357,11 @@ mod tests {
         let held = Allocations::with("intel.com/rdma", &["0000:3b:10.0"]);
         let (pools, _) = sorted(&fake, conf, &held);
         assert_eq!(pools[0].offers["0000:3b:10.0"].illness, None);
+        // While its network device is here, its RDMA device is not hidden: it is missing.
+        fake.pci("0000:3b:10.0").netdev("ens1f0v0");
+        let (pools, _) = sorted(&fake, conf, &held);
+        let illness = pools[0].offers["0000:3b:10.0"].illness.as_ref().unwrap().to_string();
+        assert_eq!(illness, "isRdma wants an RDMA device, the device has none");
         let (pools, _) = sorted(&fake, conf, &Allocations::default());
         assert_eq!(names(&pools[0]), [""; 0]);
     }

@@ -36,7 +36,10 @@ const KUBELET_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) struct View {
     pub(crate) conf: Arc<Conf>,
     pub(crate) devices: Vec<Arc<Device>>,
+    /// What containers hold, as kubelet last said.
     pub(crate) allocations: Arc<Allocations>,
+    /// What they may hold besides, while kubelet does not say: what the devices were sorted by.
+    pub(crate) holdings: Arc<Allocations>,
     pub(crate) pools: Vec<Arc<Pool>>,
     /// When the devices were looked at.
     pub(crate) scanned: Instant,
@@ -46,7 +49,7 @@ impl View {
     /// Where every device is, and why.
     pub(crate) async fn report(&self) -> Report {
         let away = away::find(&self.devices).await;
-        let (pools, verdicts) = pool::judge(&self.conf, &self.devices, &self.allocations);
+        let (pools, verdicts) = pool::judge(&self.conf, &self.devices, &self.holdings);
         Report::new(&self.conf, &pools, verdicts, &self.allocations, &away)
     }
 

@@ -96,11 +96,13 @@ async fn kept_by_driver(sysfs: &Sysfs, vfs: &BTreeMap<u32, &Device>) -> Vec<(u32
             let mut counters = pf.vf_statistics(number)?;
             counters
                 .retain(|name, _| name.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'_'));
-            if counters.is_empty() {
+            match counters.is_empty() {
+                false => all.push((number, counters)),
                 // Drivers keep them of all VFs or of none.
-                break;
+                true if all.is_empty() => break,
+                // It has gone meanwhile.
+                true => {}
             }
-            all.push((number, counters));
         }
         Ok(all)
     };
