@@ -159,6 +159,21 @@ impl Calls {
         call.request(&config)
     }
 
+    /// The configuration of the runtime's calls, as far as it is known without one.
+    ///
+    /// # Errors
+    /// [`multus::Error::Conf`].
+    pub(crate) fn conf_of_runtime(&self) -> Result<Conf, multus::Error> {
+        let request = || {
+            let mut config = self.conf.of_runtime()?;
+            config.set("name", "multus-cni-network")?;
+            config.set("cniVersion", Version::LATEST.as_str())?;
+            let environment = [("CNI_COMMAND".to_owned(), "STATUS".to_owned())].into();
+            Call { environment, ..Call::default() }.request(&config)
+        };
+        Conf::load(&request().map_err(multus::Error::Conf)?)
+    }
+
     /// A place among those who work; probes need none.
     pub(crate) async fn permit(&self, command: Command) -> Option<OwnedSemaphorePermit> {
         let places = match command {

@@ -126,6 +126,22 @@ impl DaemonConf {
         self.config_file.is_none()
     }
 
+    /// The configuration that the runtime's calls have in the end, as far as it is known without one: the primary of the
+    /// generated file is only known to be there.
+    ///
+    /// # Errors
+    /// Code 5 or 6 when the file of `multusConfigFile` cannot be read or understood.
+    pub fn of_runtime(&self) -> Result<Object, cni::Error> {
+        let Some(file) = &self.config_file else { return self.overlay(br#"{"clusterNetwork":"auto"}"#) };
+        let bytes = std::fs::read(file).map_err(|e| cni::Error::io(format!("{}: {e}", file.display())))?;
+        let failed = |e: cni::Error| e.context(file.display());
+        let plugins = Object::parse(&bytes).and_then(|file| file.decode::<Vec<Object>>("plugins"));
+        match plugins.map_err(failed)?.and_then(|plugins| plugins.into_iter().next()) {
+            Some(plugin) => self.overlay(&plugin.to_vec()),
+            None => self.overlay(&bytes),
+        }
+    }
+
     /// A call's configuration with the daemon's keys in place of its own. Where the daemon writes the configuration
     /// itself, the file that tells of the default network is the one it knows of.
     ///
@@ -222,6 +238,27 @@ mod tests {
             let error = read(json).unwrap_err().to_string();
             assert!(error.contains(part), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn what_the_runtimes_calls_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("own.conf");
+        let own = format!(r#"{{"multusConfigFile":{file:?},"cniDir":"/d"}}"#);
+        for (conf, content, expected) in [
+            (r#"{"defaultNetworks":["x"]}"#, "", (Some("auto"), 0, 1)),
+            (own.as_str(), r#"{"type":"multus-shim","delegates":[{},{}]}"#, (None, 2, 0)),
+            (&own, r#"{"plugins":[{"clusterNetwork":"c","defaultNetworks":["x"]}]}"#, (Some("c"), 0, 1)),
+        ] {
+            std::fs::write(&file, content).unwrap();
+            let names = read(conf).unwrap().of_runtime().unwrap();
+            let cluster = names.decode::<String>("clusterNetwork").unwrap();
+            let count = |key| names.decode::<Vec<Object>>(key).unwrap_or_default().map_or(0, |l| l.len());
+            let defaults = names.decode::<Vec<String>>("defaultNetworks").unwrap().map_or(0, |l| l.len());
+            assert_eq!((cluster.as_deref(), count("delegates"), defaults), expected, "{content}");
+        }
+        std::fs::write(&file, "{").unwrap();
+        assert!(read(&own).unwrap().of_runtime().unwrap_err().to_string().contains("own.conf"));
     }
 
     #[test]

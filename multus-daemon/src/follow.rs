@@ -13,7 +13,7 @@ use cni::Command;
 use multus::known::Known;
 use multus::kubernetes::{Kubernetes, NETWORKS, Pod};
 use multus::nad::Network;
-use multus::networks::Wanted;
+use multus::networks::{self, Wanted};
 use multus::selection::{self, Selection};
 use multus::{Error, hotplug, kubelet};
 use tokio::runtime::Handle;
@@ -46,7 +46,7 @@ pub async fn follow(calls: Arc<Calls>, known: Arc<Known>, mut changed: Unbounded
             Err(_) => {
                 next_retry = Instant::now() + RETRY;
                 for pod in known.pods() {
-                    if pods.has_failed(&pod) {
+                    if pods.is_behind(&pod) {
                         pods.look(&pod).await;
                     }
                 }
@@ -72,7 +72,7 @@ struct Seen {
 impl Pods {
     /// Follows the annotation of `pod` as it is now.
     async fn look(&mut self, pod: &Pod) {
-        let now = pod.annotations.get(NETWORKS).map_or("", String::as_str);
+        let now = wanted_by(pod);
         let seen = self.seen.entry(pod.uid.clone()).or_insert_with(|| Seen {
             followed: self.files.read(&pod.uid).unwrap_or_default(),
             refused: None,
@@ -83,11 +83,13 @@ impl Pods {
         }
         // A pod that is seen for the first time gets what it wants by ADD.
         let done = match is_new {
-            true => Ok(BTreeSet::new()),
+            true => Ok(Some(BTreeMap::new())),
             false => change(&self.calls, pod, &seen.followed, now).await,
         };
         match done {
-            Ok(failed) => {
+            // The annotation of before is what is compared with then.
+            Ok(None) => {}
+            Ok(Some(failed)) => {
                 *seen = Seen { followed: Followed::new(now, failed), refused: None };
                 if let Err(error) = self.files.write(&pod.uid, &seen.followed) {
                     tracing::warn!(
@@ -102,8 +104,9 @@ impl Pods {
         }
     }
 
-    fn has_failed(&self, pod: &Pod) -> bool {
-        self.seen.get(&pod.uid).is_some_and(|seen| !seen.followed.failed.is_empty())
+    /// Whether there is something to try again.
+    fn is_behind(&self, pod: &Pod) -> bool {
+        self.seen.get(&pod.uid).is_some_and(|seen| !seen.followed.is_up_to(wanted_by(pod)))
     }
 
     /// Forgets all pods but these.
@@ -114,13 +117,51 @@ impl Pods {
     }
 }
 
+fn wanted_by(pod: &Pod) -> &str {
+    pod.annotations.get(NETWORKS).map_or("", String::as_str)
+}
+
+/// Interfaces of which something failed, with the networks that were tried.
+type Failed = BTreeMap<String, String>;
+
+/// How ADD sees the networks of a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// How many networks stand before the pod's own.
+    pub before_own: usize,
+}
+
+impl Place<'_> {
+    /// Networks without an interface name get `net<i>` by their place, as ADD does it.
+    fn by_interface(&self, selections: Vec<Selection>) -> BTreeMap<String, Selection> {
+        let named = |(index, selection): (usize, Selection)| {
+            let name =
+                selection.interface.clone().unwrap_or_else(|| format!("net{}", self.before_own + index));
+            (name, selection)
+        };
+        selections.into_iter().enumerate().map(named).collect()
+    }
+
+    /// What a record calls the network.
+    fn label(&self, selection: &Selection) -> String {
+        format!("{}/{}", selection.namespace.as_deref().unwrap_or(self.namespace), selection.name)
+    }
+
+    /// Whether the interface is that of a network which every pod has.
+    fn is_of_node(&self, ifname: &str) -> bool {
+        (1..self.before_own).any(|index| format!("net{index}") == ifname)
+    }
+}
+
 /// What is to be done when an annotation changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Difference {
     /// Networks to attach, with their interfaces.
     pub attach: Vec<(String, Selection)>,
-    /// Interfaces to take away.
-    pub detach: Vec<String>,
+    /// Interfaces to take away, each if it is one of these networks that has it.
+    pub detach: Vec<(String, BTreeSet<String>)>,
 }
 
 impl Difference {
@@ -129,51 +170,56 @@ impl Difference {
     ///
     /// # Errors
     /// What is wrong with the annotation as it is now.
-    pub fn between(before: &Followed, now: &str) -> Result<Self, selection::SelectionError> {
+    pub fn between(
+        before: &Followed,
+        now: &str,
+        place: Place<'_>,
+    ) -> Result<Self, selection::SelectionError> {
         // What could not be understood was not attached either.
-        let mut was = by_interface(selection::parse(&before.networks).unwrap_or_default());
-        // No network is called nothing: they differ from whatever is wanted.
-        was.extend(before.failed.iter().map(|ifname| (ifname.clone(), Selection::default())));
-        let before = was;
-        let now = by_interface(selection::parse(now)?);
-        let detach =
-            before.iter().filter(|(ifname, was)| now.get(*ifname) != Some(was)).map(|(name, _)| name.clone());
-        let detach = detach.collect();
-        let attach = now.into_iter().filter(|(ifname, is)| before.get(ifname) != Some(is)).collect();
+        let was = place.by_interface(selection::parse(&before.networks).unwrap_or_default());
+        let now = place.by_interface(selection::parse(now)?);
+        let stays = |ifname: &str| was.get(ifname) == now.get(ifname) && !before.failed.contains_key(ifname);
+        let names: BTreeSet<&String> = was.keys().chain(before.failed.keys()).collect();
+        let to_detach = |ifname: &String| {
+            let failed = before.failed.get(ifname);
+            // What failed may be left of any attempt.
+            let wanted = [was.get(ifname), now.get(ifname).filter(|_| failed.is_some())];
+            let wanted = wanted.into_iter().flatten().map(|selection| place.label(selection));
+            (ifname.clone(), wanted.chain(failed.cloned()).collect())
+        };
+        let detach = names.into_iter().filter(|ifname| !stays(ifname)).map(to_detach).collect();
+        let attach = now.iter().filter(|(ifname, _)| !stays(ifname));
+        let attach = attach.map(|(ifname, is)| (ifname.clone(), is.clone())).collect();
         Ok(Difference { attach, detach })
     }
-
-    fn interfaces(&self) -> BTreeSet<String> {
-        self.attach.iter().map(|(ifname, _)| ifname).chain(&self.detach).cloned().collect()
-    }
 }
 
-/// Networks without an interface name get `net<i>` by their place, as ADD does it.
-fn by_interface(selections: Vec<Selection>) -> BTreeMap<String, Selection> {
-    let named = |(index, selection): (usize, Selection)| {
-        let name = selection.interface.clone().unwrap_or_else(|| format!("net{}", index + 1));
-        (name, selection)
-    };
-    selections.into_iter().enumerate().map(named).collect()
-}
-
-/// Follows the annotation of a pod from `before` to `now`; the interfaces of which that failed.
+/// Follows the annotation of a pod from `before` to `now`; the interfaces of which that failed. `None` when it could not
+/// be begun.
 async fn change(
     calls: &Arc<Calls>,
     pod: &Pod,
     before: &Followed,
     now: &str,
-) -> Result<BTreeSet<String>, Error> {
-    let difference =
-        Difference::between(before, now).map_err(|source| Error::Annotation { key: NETWORKS, source })?;
-    let interfaces = difference.interfaces();
-    let Some(container) = on_record::container_of(calls, pod) else { return Ok(BTreeSet::new()) };
-    let turn = calls.sandboxes.turn(&container).await;
-    let permit = calls.permit(Command::Add).await;
+) -> Result<Option<Failed>, Error> {
     let failed = |error: &dyn std::fmt::Display| {
         tracing::error!("pod {pod}: its annotation changed, and is followed later: {error}");
-        Ok(interfaces.clone())
+        Ok(None)
     };
+    let before_own = match calls.conf_of_runtime() {
+        Ok(conf) => networks::before_own(&conf, &pod.namespace),
+        Err(error) => return failed(&error),
+    };
+    let place = Place { namespace: &pod.namespace, before_own };
+    let difference = Difference::between(before, now, place)
+        .map_err(|source| Error::Annotation { key: NETWORKS, source })?;
+    let Some(container) = on_record::container_of(calls, pod) else {
+        // An ADD may have read the annotation already and not be on record yet.
+        tracing::debug!("pod {pod}: its annotation changed, and is followed when it has a sandbox");
+        return Ok(None);
+    };
+    let turn = calls.sandboxes.turn(&container).await;
+    let permit = calls.permit(Command::Add).await;
     let kubernetes = match calls.clients.client(calls.conf.kubeconfig.as_deref()).await {
         Ok(Some(kubernetes)) => kubernetes,
         Ok(None) => return failed(&"there is no cluster any more"),
@@ -181,17 +227,19 @@ async fn change(
     };
     let (calls, own_pod, handle) = (Arc::clone(calls), pod.clone(), Handle::current());
     let worked = tokio::task::spawn_blocking(move || {
-        let sandbox = Sandbox { calls: &calls, pod: &own_pod, container, kubernetes, handle };
+        let place = Place { namespace: &own_pod.namespace, before_own };
+        let sandbox = Sandbox { calls: &calls, pod: &own_pod, place, container, kubernetes, handle };
         let failed = sandbox.follow(difference);
         drop((turn, permit));
         failed
     });
-    worked.await.or_else(|error| failed(&error))
+    worked.await.map(Some).or_else(|error| failed(&error))
 }
 
 struct Sandbox<'a> {
     calls: &'a Calls,
     pod: &'a Pod,
+    place: Place<'a>,
     container: String,
     kubernetes: Kubernetes,
     handle: Handle,
@@ -199,24 +247,33 @@ struct Sandbox<'a> {
 
 impl Sandbox<'_> {
     /// Does all of it, whatever fails, and tells what the pod has then. The interfaces of which something failed.
-    fn follow(&self, difference: Difference) -> BTreeSet<String> {
+    fn follow(&self, difference: Difference) -> Failed {
         let pod = self.pod;
-        let mut failed = BTreeSet::new();
-        for ifname in difference.detach {
-            tracing::info!("pod {pod}: {ifname} is taken away");
-            if let Err(error) = self.detach(&ifname) {
+        let mut failed = Failed::new();
+        for (ifname, networks) in difference.detach {
+            let (network, done) = match self.holder(&ifname, &networks) {
+                Ok(None) => continue,
+                Ok(Some(network)) => {
+                    tracing::info!("pod {pod}: {ifname} of {network} is taken away");
+                    let done = self.detach(&ifname);
+                    (network, done)
+                }
+                Err(error) => (networks.into_iter().next().unwrap_or_default(), Err(error)),
+            };
+            if let Err(error) = done {
                 tracing::error!("pod {pod}: {ifname} cannot be taken away and will be later: {error}");
-                failed.insert(ifname);
+                failed.insert(ifname, network);
             }
         }
         for (ifname, selection) in difference.attach {
-            if failed.contains(&ifname) {
+            if failed.contains_key(&ifname) {
                 continue;
             }
             tracing::info!("pod {pod}: {ifname} is attached to {}", selection.name);
+            let network = self.place.label(&selection);
             if let Err(error) = self.attach(&ifname, selection) {
                 tracing::error!("pod {pod}: {ifname} cannot be attached and will be later: {error}");
-                failed.insert(ifname);
+                failed.insert(ifname, network);
             }
         }
         let report = on_record::report(self.calls, &self.container, pod, &self.kubernetes);
@@ -226,12 +283,20 @@ impl Sandbox<'_> {
         failed
     }
 
+    /// The network that has the interface, if it is one of `networks`; else the interface is not the annotation's.
+    fn holder(&self, ifname: &str, networks: &BTreeSet<String>) -> Result<Option<String>, Error> {
+        let on_record = on_record::delegates(self.calls, &self.container)?;
+        let Some(holder) = on_record.iter().find(|d| d.attachment.ifname == ifname) else { return Ok(None) };
+        let (pod, label) = (self.pod, &holder.label);
+        if holder.is_primary || self.place.is_of_node(ifname) || !networks.contains(label) {
+            tracing::info!("pod {pod}: {ifname} stays, because {label} has it for another reason");
+            return Ok(None);
+        }
+        Ok(Some(label.clone()))
+    }
+
     fn detach(&self, ifname: &str) -> Result<(), Error> {
         let on_record = on_record::delegates(self.calls, &self.container)?;
-        let is_primary = on_record.iter().any(|d| d.is_primary && d.attachment.ifname == ifname);
-        if is_primary {
-            return Ok(());
-        }
         let (request, conf) = on_record::call(self.calls, &self.container, "DEL", on_record.first(), ifname)?;
         hotplug::detach(&self.calls.node, &conf, &request).map(drop)
     }
@@ -262,35 +327,60 @@ impl Sandbox<'_> {
 mod tests {
     use super::*;
 
+    const PLACE: Place<'static> = Place { namespace: "ns", before_own: 1 };
+
+    fn failed(networks: &[(&str, &str)]) -> Failed {
+        networks.iter().map(|(ifname, network)| ((*ifname).to_owned(), (*network).to_owned())).collect()
+    }
+
+    fn between(before: &Followed, now: &str, place: Place<'_>) -> [Vec<String>; 2] {
+        let Difference { attach, detach } = Difference::between(before, now, place).unwrap();
+        let networks = |networks: BTreeSet<String>| networks.into_iter().collect::<Vec<_>>().join(" ");
+        [
+            attach.iter().map(|(i, s)| format!("{i}:{}", s.name)).collect(),
+            detach.into_iter().map(|(i, n)| format!("{i}:{}", networks(n))).collect(),
+        ]
+    }
+
     #[test]
     fn differences_by_interface() {
         // Annotation and failed interfaces of before, annotation of now; what is attached and detached.
-        type Case = (&'static str, &'static [&'static str], &'static str, [&'static [&'static str]; 2]);
-        let table: [Case; 9] = [
+        type Case = (
+            &'static str,
+            &'static [(&'static str, &'static str)],
+            &'static str,
+            [&'static [&'static str]; 2],
+        );
+        let table: [Case; 11] = [
             ("a", &[], "a", [&[], &[]]),
             ("a", &[], "a,b", [&["net2:b"], &[]]),
-            ("a,b", &[], "a", [&[], &["net2"]]),
+            ("a,b", &[], "a", [&[], &["net2:ns/b"]]),
             ("", &[], "a@x", [&["x:a"], &[]]),
-            ("a@x", &[], "b@x", [&["x:b"], &["x"]]),
+            ("a@x", &[], "b@x", [&["x:b"], &["x:ns/a"]]),
             ("{", &[], "a", [&["net1:a"], &[]]),
             // What failed is done again, and only that.
-            ("a,b", &["net2"], "a,b", [&["net2:b"], &["net2"]]),
-            ("a", &["net2"], "a", [&[], &["net2"]]),
-            ("a", &["net2"], "a,c@net2", [&["net2:c"], &["net2"]]),
+            ("a,b", &[("net2", "ns/b")], "a,b", [&["net2:b"], &["net2:ns/b"]]),
+            ("a", &[("net2", "ns/b")], "a", [&[], &["net2:ns/b"]]),
+            ("a", &[("net2", "ns/b")], "a,c@net2", [&["net2:c"], &["net2:ns/b ns/c"]]),
+            ("a,other/d", &[("net2", "ns/b")], "a,c", [&["net2:c"], &["net2:ns/b ns/c other/d"]]),
+            ("a,b", &[("net2", "")], "a", [&[], &["net2: ns/b"]]),
         ];
-        for (before, failed, now, [attach, detach]) in table {
-            let failed = failed.iter().map(|ifname| (*ifname).to_owned()).collect();
-            let difference = Difference::between(&Followed::new(before, failed), now).unwrap();
-            let attached: Vec<_> = difference.attach.iter().map(|(i, s)| format!("{i}:{}", s.name)).collect();
-            assert_eq!(
-                (attached, difference.detach),
-                (
-                    attach.iter().map(|s| (*s).to_owned()).collect(),
-                    detach.iter().map(|s| (*s).to_owned()).collect()
-                ),
-                "{before} -> {now}"
-            );
+        for (before, tried, now, expected) in table {
+            let difference = between(&Followed::new(before, failed(tried)), now, PLACE);
+            assert_eq!(difference, expected.map(|s| s.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()));
         }
-        assert!(Difference::between(&Followed::new("a", BTreeSet::new()), "[{]").is_err());
+        assert!(Difference::between(&Followed::new("a", Failed::new()), "[{]", PLACE).is_err());
+    }
+
+    #[test]
+    fn networks_are_counted_as_add_counts_them() {
+        let place = Place { before_own: 3, ..PLACE };
+        let difference = between(&Followed::new("a,b", Failed::new()), "a,c,d@x,e", place);
+        assert_eq!(
+            difference,
+            [vec!["net4:c", "net6:e", "x:d"], vec!["net4:ns/b"]]
+                .map(|s| { s.into_iter().map(str::to_owned).collect::<Vec<_>>() })
+        );
+        assert_eq!(["eth0", "net1", "net2", "net3"].map(|i| place.is_of_node(i)), [false, true, true, false]);
     }
 }

@@ -1,7 +1,7 @@
 //! How far the annotation of each pod was followed, on disk: what changes while the daemon is away is followed when it is
 //! back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// The version of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How far the annotation of a pod was followed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,14 +17,21 @@ pub struct Followed {
     version: u32,
     /// The annotation.
     pub networks: String,
-    /// Interfaces of which it could not be followed, and will be.
-    pub failed: BTreeSet<String>,
+    /// Interfaces of which it could not be followed, and will be, with the network that was tried.
+    pub failed: BTreeMap<String, String>,
+}
+
+/// The file of version 1, which does not tell the networks that failed.
+#[derive(Deserialize)]
+struct First {
+    networks: String,
+    failed: BTreeSet<String>,
 }
 
 impl Followed {
     /// The annotation `networks`, but for the interfaces `failed`.
     #[must_use]
-    pub fn new(networks: impl Into<String>, failed: BTreeSet<String>) -> Self {
+    pub fn new(networks: impl Into<String>, failed: BTreeMap<String, String>) -> Self {
         Followed { version: VERSION, networks: networks.into(), failed }
     }
 
@@ -53,7 +60,20 @@ impl Files {
     #[must_use]
     pub fn read(&self, uid: &str) -> Option<Followed> {
         let bytes = host::durable::read(&self.file(uid)?).ok()??;
-        serde_json::from_slice(&bytes).ok().filter(|followed: &Followed| followed.version == VERSION)
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        match serde_json::from_slice(&bytes).ok()? {
+            Versioned { version: VERSION } => serde_json::from_slice(&bytes).ok(),
+            Versioned { version: 1 } => {
+                let First { networks, failed } = serde_json::from_slice(&bytes).ok()?;
+                // No network is called nothing.
+                let failed = failed.into_iter().map(|ifname| (ifname, String::new())).collect();
+                Some(Followed::new(networks, failed))
+            }
+            Versioned { .. } => None,
+        }
     }
 
     /// Remembers it.
@@ -79,6 +99,13 @@ impl Files {
         }
     }
 
+    /// Forgets all pods.
+    pub fn clear(&self) {
+        self.retain(&BTreeSet::new());
+        // Where it cannot go something else is in it.
+        let _ = std::fs::remove_dir(&self.directory);
+    }
+
     fn file(&self, uid: &str) -> Option<PathBuf> {
         cni::names::check_container_id(uid).ok()?;
         Some(self.directory.join(uid))
@@ -93,21 +120,29 @@ mod tests {
     fn remembered_until_the_pod_has_gone() {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::below(directory.path());
-        let followed = Followed::new("a,b", ["net2".to_owned()].into());
+        let followed = Followed::new("a,b", [("net2".to_owned(), "ns/b".to_owned())].into());
         for uid in ["u1", "u2", "../u3", ""] {
             files.write(uid, &followed).unwrap();
         }
         std::fs::write(directory.path().join("followed/u4"), "{").unwrap();
-        std::fs::write(directory.path().join("followed/u5"), r#"{"version":2,"networks":"","failed":[]}"#)
+        std::fs::write(directory.path().join("followed/u5"), r#"{"version":3,"networks":"","failed":{}}"#)
             .unwrap();
+        let old = r#"{"version":1,"networks":"a","failed":["net1"]}"#;
+        std::fs::write(directory.path().join("followed/u6"), old).unwrap();
         assert_eq!(
             ["u1", "../u3", "", "u4", "u5"].map(|uid| files.read(uid).is_some()),
             [true, false, false, false, false]
         );
+        let failed = [("net1".to_owned(), String::new())].into();
+        assert_eq!(files.read("u6"), Some(Followed::new("a", failed)));
         assert_eq!(files.read("u2"), Some(followed.clone()));
-        assert!(!followed.is_up_to("a,b") && Followed::new("a", BTreeSet::new()).is_up_to("a"));
+        assert!(!followed.is_up_to("a,b") && Followed::new("a", BTreeMap::new()).is_up_to("a"));
         files.retain(&["u2".to_owned()].into());
         assert_eq!(std::fs::read_dir(directory.path().join("followed")).unwrap().count(), 1);
         assert!(files.read("u2").is_some());
+        for _ in 0..2 {
+            files.clear();
+            assert!(!directory.path().join("followed").exists());
+        }
     }
 }

@@ -68,14 +68,23 @@ impl Cluster {
     }
 
     fn start(&self, follows: bool) -> Daemon {
-        self.node.daemon(&json!({
-            "kubeconfig": self.node.path("kubeconfig"), "followAnnotations": follows,
-            "delegates": [{"cniVersion": "1.0.0", "name": "main", "type": "main"}],
-        }))
+        self.start_with(
+            follows,
+            &json!({"delegates": [{"cniVersion": "1.0.0", "name": "main", "type": "main"}]}),
+        )
+    }
+
+    fn start_with(&self, follows: bool, members: &Value) -> Daemon {
+        let mut conf = json!({"kubeconfig": self.node.path("kubeconfig"), "followAnnotations": follows});
+        conf.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        self.node.daemon(&conf)
     }
 
     fn daemon(&self, follows: bool) -> Daemon {
-        let daemon = self.start(follows);
+        self.watching(self.start(follows))
+    }
+
+    fn watching(&self, daemon: Daemon) -> Daemon {
         // Both watches are there, and what came before them is known.
         self.node.until("the daemon watches", || {
             self.server.requests().iter().filter(|r| r.verb == Verb::Watch).count() == 2
@@ -285,7 +294,7 @@ fn what_could_not_be_followed_is_tried_again() {
     cluster.annotate("a,later");
     let followed = cluster.node.path("state/followed").join(&cluster.uid);
     let told = || std::fs::read_to_string(&followed).unwrap_or_default();
-    cluster.node.until("it fails", || told().contains(r#""failed":["net2"]"#));
+    cluster.node.until("it fails", || told().contains(r#""failed":{"net2":"ns/later"}"#));
     let config = json!({"cniVersion": "1.0.0", "name": "later", "type": "second"}).to_string();
     let nad = json!({
         "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
@@ -297,7 +306,7 @@ fn what_could_not_be_followed_is_tried_again() {
     cluster.server.clear_requests();
     let _daemon = cluster.daemon(true);
     cluster.node.until("it is attached", || cluster.interfaces() == ["main", "ns/a", "ns/later"]);
-    cluster.node.until("and remembered", || told().contains(r#""failed":[]"#));
+    cluster.node.until("and remembered", || told().contains(r#""failed":{}"#));
     assert_eq!(cluster.node.count("ADD c1 net1"), 1);
 }
 
@@ -317,6 +326,68 @@ fn annotations_of_running_pods_are_followed() {
     assert_eq!(cluster.cni("DEL").0, 200);
     assert_eq!(cluster.node.count("DEL c1 extra"), 1);
     assert!(cluster.node.state().is_empty());
+}
+
+#[test]
+fn networks_of_the_node_are_not_the_annotations() {
+    let cluster = Cluster::new("a");
+    for (name, kind) in [("main", "main"), ("every", "second")] {
+        let network = json!({"cniVersion": "1.0.0", "name": name, "type": kind});
+        std::fs::write(cluster.node.path(&format!("{name}.conf")), network.to_string()).unwrap();
+    }
+    let [main, every] = ["main.conf", "every.conf"].map(|name| cluster.node.path(name));
+    let members = json!({"delegates": null, "clusterNetwork": main, "defaultNetworks": [every]});
+    let _daemon = cluster.watching(cluster.start_with(true, &members));
+    assert_eq!(cluster.cni("ADD").0, 200);
+    assert_eq!(cluster.interfaces(), ["main", "every", "ns/a"]);
+    cluster.annotate("a,b");
+    cluster.node.until("b is attached", || cluster.interfaces() == ["main", "every", "ns/a", "ns/b"]);
+    assert_eq!(cluster.node.count("ADD c1 net3"), 1);
+    cluster.annotate("");
+    cluster.node.until("both are taken away", || cluster.interfaces() == ["main", "every"]);
+    assert_eq!(cluster.node.count("DEL c1 net1"), 0);
+}
+
+#[test]
+fn what_another_network_has_is_not_the_annotations() {
+    let cluster = Cluster::new("a");
+    let _daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    assert_eq!(cluster.delegate("ADD", "by-hand", "net2").0, 200);
+    let followed = cluster.node.path("state/followed").join(&cluster.uid);
+    let told = || std::fs::read_to_string(&followed).unwrap_or_default();
+    cluster.node.until("the annotation is known", || followed.exists());
+    cluster.annotate("a,b");
+    cluster.node.until("it fails", || told().contains(r#""failed":{"net2":"ns/b"}"#));
+    cluster.annotate("a");
+    cluster.node.until("there is nothing left to do", || told().contains(r#""failed":{}"#));
+    cluster.annotate("");
+    cluster.node.until("a is taken away", || cluster.node.count("DEL c1 net1") == 1);
+    assert_eq!((cluster.node.count("ADD c1 net2"), cluster.node.count("DEL c1 net2")), (1, 0));
+}
+
+#[test]
+fn an_annotation_that_changes_before_there_is_a_record_is_followed() {
+    let cluster = Cluster::new("a");
+    let daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    let followed = cluster.node.path("state/followed").join(&cluster.uid);
+    cluster.node.until("the annotation is known", || followed.exists());
+    daemon.kill();
+    // As while an ADD has read the annotation, and has not written its record yet.
+    let [record, aside] = ["state/c1", "aside"].map(|name| cluster.node.path(name));
+    std::fs::rename(&record, &aside).unwrap();
+    cluster.annotate("a,b");
+    std::fs::write(cluster.node.path("state/followed/gone"), "{}").unwrap();
+    let daemon = cluster.start(true);
+    cluster.node.until("it is looked at", || !cluster.node.path("state/followed/gone").exists());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    daemon.kill();
+    std::fs::rename(&aside, &record).unwrap();
+    // A daemon that starts looks at once, one that runs after a while.
+    let _daemon = cluster.start(true);
+    cluster.node.until("b is attached", || cluster.interfaces() == ["main", "ns/a", "ns/b"]);
+    assert_eq!(cluster.node.count("ADD c1 net1"), 1);
 }
 
 #[test]

@@ -53,6 +53,15 @@ pub async fn attach(
     {
         return Ok(result);
     }
+    let takes =
+        |d: &&Delegate| d.attachment.ifname == request.ifname && d.list.name != wanted.network.list.name;
+    if let Some(other) = on_record.iter().find(takes) {
+        return Err(Error::InterfaceTaken {
+            network: wanted.network.label,
+            ifname: request.ifname.clone(),
+            holder: format!("network {} of the same pod has it; name another one", other.label),
+        });
+    }
     attach::check_capabilities(conf, Some((kubernetes, pod)), std::slice::from_ref(&wanted)).await?;
     let sandbox = Sandbox { request, pod: Some(pod), runtime_config: &conf.runtime_config, node };
     let delegate = sandbox.further(wanted, devices)?;

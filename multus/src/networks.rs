@@ -85,6 +85,22 @@ pub async fn of_node(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result<Vec
     Cluster { conf, kubernetes }.configured(None).await
 }
 
+/// How many networks stand before those that a pod of `namespace` names, which get their `net<i>` by their place among
+/// all. A configuration that names none at all is one that the primary is missing from.
+#[must_use]
+pub fn before_own(conf: &Conf, namespace: &str) -> usize {
+    match (&conf.cluster_network, conf.delegates.len()) {
+        (None, count @ 1..) => count,
+        _ => 1 + default_networks(conf, Some(namespace)).len(),
+    }
+}
+
+/// Pods of the system's namespaces get none.
+fn default_networks<'a>(conf: &'a Conf, namespace: Option<&str>) -> &'a [String] {
+    let is_system = namespace.is_some_and(|own| conf.system_namespaces.iter().any(|system| system == own));
+    if is_system { &[] } else { &conf.default_networks }
+}
+
 /// The references of the node's configuration.
 struct Cluster<'a> {
     conf: &'a Conf,
@@ -95,11 +111,8 @@ impl Cluster<'_> {
     async fn configured(&self, pod: Option<&Pod>) -> Result<Vec<Network>, Error> {
         let Some(reference) = &self.conf.cluster_network else { return self.inline() };
         let mut networks = vec![self.network(reference).await?];
-        let is_system = pod.is_some_and(|pod| self.conf.system_namespaces.contains(&pod.namespace));
-        if !is_system {
-            for reference in &self.conf.default_networks {
-                networks.push(self.network(reference).await?);
-            }
+        for reference in default_networks(self.conf, pod.map(|pod| pod.namespace.as_str())) {
+            networks.push(self.network(reference).await?);
         }
         Ok(networks)
     }
@@ -340,6 +353,24 @@ mod tests {
         for (namespace, count) in [("kube-system", 1), ("default", 2)] {
             let pod = Pod { namespace: namespace.into(), ..Pod::default() };
             assert_eq!(block_on(resolve(&conf, None, Some(&pod))).unwrap().len(), count);
+            assert_eq!(before_own(&conf, namespace), count);
+        }
+    }
+
+    #[test]
+    fn a_pods_own_networks_come_after_those_of_the_node() {
+        for (json, system, other) in [
+            (r#"{"name":"m","delegates":[{"name":"a"},{"name":"b"}],"defaultNetworks":["x"]}"#, 2, 2),
+            (r#"{"name":"m","clusterNetwork":"a","delegates":[{"name":"a"},{"name":"b"}]}"#, 1, 1),
+            (r#"{"name":"m","clusterNetwork":"a","defaultNetworks":["x","y"]}"#, 1, 3),
+            (r#"{"name":"m","defaultNetworks":["x"]}"#, 1, 2),
+        ] {
+            let conf = conf(json);
+            assert_eq!(
+                (before_own(&conf, "kube-system"), before_own(&conf, "ns")),
+                (system, other),
+                "{json}"
+            );
         }
     }
 
