@@ -262,12 +262,11 @@ impl<'a> Attach<'a> {
     /// An address that the node does not keep yet; the pool when there is none.
     async fn claimed(&mut self, source: &Source, demand: &Demand<'_>) -> Result<Result<u128, Pool>, Error> {
         let lock = self.store.claim_lock(&source.pool)?;
-        let take = |store: &Store| store.with(&source.pool, |ledger, now| ledger.take(demand, now));
+        let (store, conf) = (self.store, self.conf);
         // Who held the lock before may have brought enough for all.
-        if let Some(offset) = take(self.store)? {
+        if let Some(offset) = store.with(&source.pool, |ledger, now| ledger.take(demand, now))? {
             return Ok(Ok(offset));
         }
-        let (store, conf) = (self.store, self.conf);
         let conversation = Conversation {
             kubernetes: self.kubernetes().await?,
             store,
@@ -277,16 +276,19 @@ impl<'a> Attach<'a> {
             slices: conf.slices.as_deref(),
             limit: CONTENTION,
         };
-        let pool = conversation.hold(Some(demand)).await?;
-        if let Some(offset) = take(store)? {
+        let take = |me| store.within(&source.pool, me, |ledger, now| ledger.take(demand, now));
+        let (pool, me) = conversation.hold(Some(demand)).await?;
+        if let Some(offset) = take(&me)? {
             return Ok(Ok(offset));
         }
         if !sweep::sweep(&conversation, &pool).await? {
             return Ok(Err(pool));
         }
-        let pool = conversation.hold(Some(demand)).await?;
+        let (pool, me) = conversation.hold(Some(demand)).await?;
+        let taken = take(&me)?;
+        // Until then nobody may send back what was brought for this call.
         lock.release();
-        Ok(take(store)?.ok_or(pool))
+        Ok(taken.ok_or(pool))
     }
 
     fn demand<'r>(&self, range: &'r Range, only: BTreeSet<u128>) -> Demand<'r> {

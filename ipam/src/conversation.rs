@@ -47,13 +47,14 @@ pub struct Conversation<'a> {
 
 impl Conversation<'_> {
     /// Tells the pool what the ledger has to tell and, with a demand, gets an address that meets it, if there is one.
-    /// Answers with the pool as it is then.
+    /// Answers with the pool as it is then, and with the life of the node to which it said so.
     ///
     /// The caller holds the pool's claim lock.
     ///
     /// # Errors
-    /// [`Error::Api`], [`Error::Contended`], and what the ledger's file has to say. The ledger stays true.
-    pub async fn hold(&self, demand: Option<&Demand<'_>>) -> Result<Pool, Error> {
+    /// [`Error::Api`], [`Error::Contended`], [`Error::Replaced`], and what the ledger's file has to say. The ledger stays
+    /// true.
+    pub async fn hold(&self, demand: Option<&Demand<'_>>) -> Result<(Pool, NodeLife), Error> {
         let name = self.source.pool.as_str();
         if let Some(slices) = self.slices {
             slices::release(self, slices).await?;
@@ -69,7 +70,7 @@ impl Conversation<'_> {
             let pool = self.kubernetes.pool(name, &self.source.range.subnet().to_string()).await?;
             let spread = (turns > 0).then(|| RandomState::new().hash_one(turns));
             let want = Want { demand, avoid: &avoid, block: self.block, spread };
-            let change = self.store.with(name, |ledger, now| {
+            let change = self.store.within(name, &me, |ledger, now| {
                 if demand.is_none() {
                     ledger.mark_surplus(now);
                 }
@@ -92,7 +93,7 @@ impl Conversation<'_> {
             };
             let range = &self.source.range;
             let fill = Fill { usable: range.capacity(), taken: after.used(range) };
-            let is_met = self.store.with(name, |ledger, now| {
+            let is_met = self.store.within(name, &me, |ledger, now| {
                 settle(ledger, &after, &me, started);
                 ledger.fill = Some(fill);
                 demand.is_none_or(|demand| {
@@ -105,10 +106,10 @@ impl Conversation<'_> {
             if !is_met && change.values().any(gives_back) {
                 continue;
             }
-            let Some(demand) = demand.filter(|demand| demand.reserved) else { return Ok(after) };
+            let Some(demand) = demand.filter(|demand| demand.reserved) else { return Ok((after, me)) };
             let refused = self.reserve(demand, &me).await?;
             if refused.is_empty() {
-                return Ok(after);
+                return Ok((after, me));
             }
             avoid.extend(refused);
         }
@@ -139,7 +140,7 @@ impl Conversation<'_> {
     /// Reserves the idle addresses that are not yet, and answers with those that are others'.
     async fn reserve(&self, demand: &Demand<'_>, me: &NodeLife) -> Result<Vec<u128>, Error> {
         let name = self.source.pool.as_str();
-        let open: Vec<(u128, Reserver)> = self.store.with(name, |ledger, _| {
+        let open: Vec<(u128, Reserver)> = self.store.within(name, me, |ledger, _| {
             let open = ledger.slots.iter().filter(|(_, slot)| slot.state == Use::Idle && !slot.reserved);
             let reserver = |slot: &Slot| {
                 slot.tenant.clone().map_or_else(|| Reserver::Node(me.clone()), Reserver::Tenant)
@@ -154,7 +155,7 @@ impl Conversation<'_> {
         });
         let answers = join_all(asked).await;
         let (mut refused, mut failure) = (Vec::new(), None);
-        self.store.with(name, |ledger, _| {
+        self.store.within(name, me, |ledger, _| {
             for (offset, answer) in answers {
                 match (answer, ledger.slots.get_mut(&offset)) {
                     (Ok(true), Some(slot)) => slot.reserved = true,

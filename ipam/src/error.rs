@@ -139,6 +139,15 @@ pub enum Error {
     /// The ledger is in use.
     #[error("the node's ledger: {0}")]
     Lock(#[from] host::lock::Error),
+    /// The ledger is not the one that the call began with.
+    #[error(
+        "the ledger of pool {pool} was replaced during the call: another version of this program is at work, or the file \
+         was removed: try again"
+    )]
+    Replaced {
+        /// The pool.
+        pool: String,
+    },
     /// CHECK found something else than ADD left.
     #[error("{container} {ifname}: {what}; recreate the pod")]
     Check {
@@ -168,6 +177,7 @@ impl Error {
             | Error::Contended { .. }
             | Error::Occupied { .. }
             | Error::NoClaim { .. }
+            | Error::Replaced { .. }
             | Error::Lock(_) => cni::Error::TRY_AGAIN_LATER,
             Error::Disk(_) | Error::FlatFile { .. } => cni::Error::IO,
             Error::Api { .. }

@@ -10,11 +10,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pool::NodeLife;
 use crate::range::Range;
 use crate::tenant::Tenant;
 
-/// The version that is written. Version 1 knew no tenants, and would give their addresses to others.
+/// The version of a ledger with tenants.
 const VERSION: u32 = 2;
+/// The version that knew no tenants, and would give their addresses to others. It is still written while there are none:
+/// older programs know that one only, and begin anew where they find another.
+const WITHOUT_TENANTS: u32 = 1;
 /// For how long after the pool was read the node gives out addresses without reading it again. Whoever takes the
 /// addresses of a node that is no more waits for twice as long.
 pub const TRUST: Duration = Duration::from_secs(600);
@@ -219,7 +223,23 @@ impl Ledger {
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let ledger: Self = serde_json::from_slice(bytes).ok()?;
-        (1..=VERSION).contains(&ledger.version).then_some(Self { version: VERSION, ..ledger })
+        (WITHOUT_TENANTS..=VERSION).contains(&ledger.version).then_some(Self { version: VERSION, ..ledger })
+    }
+
+    /// The ledger as [`parse`](Self::parse) reads it.
+    ///
+    /// # Errors
+    /// None that a ledger could cause: its maps have numbers for keys.
+    pub fn bytes(&self) -> serde_json::Result<Vec<u8>> {
+        let has_tenants = self.slots.values().any(|slot| slot.tenant.is_some());
+        let version = if has_tenants { VERSION } else { WITHOUT_TENANTS };
+        serde_json::to_vec(&Self { version, ..self.clone() })
+    }
+
+    /// Whether it is the ledger of this life of a node. Only that one may hear what the pool says to it.
+    #[must_use]
+    pub fn is_of(&self, life: &NodeLife) -> bool {
+        self.boot == life.boot && self.life == life.life
     }
 
     /// The offsets an attachment has.

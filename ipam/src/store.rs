@@ -74,11 +74,25 @@ impl Store {
         let mut ledger = before.clone().unwrap_or_else(|| self.fresh());
         let result = work(&mut ledger, now()?);
         if before.as_ref() != Some(&ledger) {
-            // Only a map with keys that are no texts or numbers could fail.
-            let bytes = serde_json::to_vec(&ledger).map_err(|e| Error::Start(e.into()))?;
+            let bytes = ledger.bytes().map_err(|e| Error::Start(e.into()))?;
             durable::replace(&path, &bytes)?;
         }
         Ok(result)
+    }
+
+    /// [`with`](Self::with) for a call that told the pool who it is, and may write what it heard into the ledger of that
+    /// life only: one that took its place knows nothing of the containers that have those addresses.
+    ///
+    /// # Errors
+    /// As of `with`, and [`Error::Replaced`].
+    pub fn within<T>(
+        &self,
+        pool: &str,
+        life: &NodeLife,
+        work: impl FnOnce(&mut Ledger, Moment) -> T,
+    ) -> Result<T, Error> {
+        let result = self.with(pool, |ledger, now| ledger.is_of(life).then(|| work(ledger, now)))?;
+        result.ok_or_else(|| Error::Replaced { pool: pool.to_owned() })
     }
 
     /// A pool's ledger as it is; `None` when there is none of this boot.
@@ -164,7 +178,24 @@ mod tests {
         let rebooted = Store { boot_id: "00000000-1".into(), ..store.clone() };
         let fresh = read(&rebooted);
         assert!(fresh.slots.is_empty() && fresh.life != life);
+        let me = store.with("p", |ledger, _| store.life(ledger)).unwrap();
+        store.within("p", &me, |_, _| ()).unwrap();
         fs::write(store.path("p", SUFFIX), "{\"version\":9}").unwrap();
         assert!(read(&store).slots.is_empty());
+        let refused = store.within("p", &me, |ledger, _| ledger.slots.insert(1, slot.clone())).unwrap_err();
+        assert!(matches!(refused, Error::Replaced { .. }) && read(&store).slots.is_empty(), "{refused}");
+    }
+
+    #[test]
+    fn older_programs_read_a_ledger_without_tenants() {
+        let tenant = crate::tenant::Tenant::Claim { name: "ns/vm".into() };
+        for (tenant, wanted) in [(None, 1), (Some(tenant), 2)] {
+            let mut ledger = Ledger::new("b", "l");
+            ledger.slots.insert(1, Slot { state: Use::Idle, reserved: false, past: None, tenant });
+            let bytes = ledger.bytes().unwrap();
+            let written: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(written["version"], wanted);
+            assert_eq!(Ledger::parse(&bytes), Some(ledger));
+        }
     }
 }

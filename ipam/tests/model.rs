@@ -164,6 +164,7 @@ impl World {
                 return false;
             }
             let started = self.now();
+            let me = self.nodes[at].me.clone();
             let (read, version) = (self.api.pool.clone(), self.api.version);
             self.clock += self.dice.roll(2_000);
             let node = &mut self.nodes[at];
@@ -173,7 +174,7 @@ impl World {
             let none = BTreeSet::new();
             let spread = (turn > 0).then(|| self.dice.roll(1 << 20));
             let want = Want { demand, avoid: &none, block: self.block, spread };
-            let change = plan(&mut draft, &read, &node.me, &want, started);
+            let change = plan(&mut draft, &read, &me, &want, started);
             if self.dice.one_in(15) {
                 return false;
             }
@@ -208,8 +209,15 @@ impl World {
             if self.dice.one_in(15) {
                 return false;
             }
+            // Another version of the program takes it for none, or somebody removes it: in the midst of a call.
+            if self.dice.one_in(60) {
+                self.lose_ledger(at);
+            }
             let node = &mut self.nodes[at];
-            settle(&mut node.ledger, &after, &node.me, started);
+            if !node.ledger.is_of(&me) {
+                return false;
+            }
+            settle(&mut node.ledger, &after, &me, started);
             // What went back just now may be what is needed.
             let is_met = demand.is_none_or(|demand| node.ledger.candidate(demand, started).is_some());
             let gives_back = |entry: &Option<Entry>| {

@@ -1,5 +1,7 @@
 //! An API server that refuses, breaks off, or is away.
 
+use std::time::Duration;
+
 use e2e::sim::apiserver::{Fault, Verb};
 use serde_json::json;
 
@@ -76,4 +78,32 @@ fn no_answer_is_no_success_and_no_leak() {
     assert!(node.try_add(&ipam, "a").is_err());
     server.clear_faults();
     assert_eq!(node.add(&ipam, "a"), ["10.23.0.1/30"]);
+}
+
+#[test]
+fn a_ledger_that_takes_the_place_of_another_hears_nothing_of_its_calls() {
+    let cluster = Cluster::simulated();
+    let server = cluster.server.as_ref().unwrap();
+    let pools = format!("/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/{}/ippools", cluster.namespace);
+    let node = cluster.node("n1");
+    let ipam = json!({"range": "10.24.0.0/24"});
+    let ledger = node.plugin.places.data_dir.join("10.24.0.0-24.json");
+    server.inject(Fault::on(Verb::Patch, &pools).answer(503));
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| node.try_add(&ipam, "a"));
+        while !ledger.exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        std::fs::remove_file(&ledger).unwrap();
+        server.clear_faults();
+        let refused = call.join().unwrap().unwrap_err();
+        assert_eq!(refused.code, cni::Error::TRY_AGAIN_LATER, "{refused}");
+        assert!(refused.msg.contains("was replaced during the call"), "{refused}");
+    });
+    let taken = cluster.allocations("10.24.0.0-24");
+    assert!(!taken.is_empty());
+    let got = node.add(&ipam, "a");
+    let offset = got[0].strip_prefix("10.24.0.").unwrap().strip_suffix("/24").unwrap();
+    assert!(!taken.contains_key(offset), "{got:?} is of the lost ledger: {taken:?}");
 }
