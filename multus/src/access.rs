@@ -1,12 +1,13 @@
 //! Clients of the API server: by a kubeconfig, or by the environment of a pod.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http::Request;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt as _, RustlsTlsError};
 use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
 use kube::{Client, Config};
@@ -28,6 +29,11 @@ pub(crate) enum Use {
 const SHARED: usize = 16;
 /// How many do where each needs a connection of its own.
 const SEPARATE: usize = 2;
+
+/// How often a connection that all requests share is tried, and how long that may take. One to a server that is gone would
+/// cost every request of the call its time; so it is given up while there is time to ask over another one.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_LIMIT: Duration = Duration::from_secs(3);
 
 /// A client by `kubeconfig`, else by the in-cluster environment, and how many requests are to run at a time; `None` when
 /// there is neither.
@@ -81,7 +87,11 @@ fn for_call(config: &Config) -> kube::Result<Client> {
             .with_server_name_resolver(FixedServerNameResolver::new(name.map_err(kube::Error::RustlsTls)?));
     }
     let connector = tls.enable_all_versions().wrap_connector(tcp);
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_LIMIT)
+        .build(connector);
     // A layer of credentials fails with any error.
     let http = ServiceExt::<Request<Body>>::map_err(http, BoxError::from);
     let builder =

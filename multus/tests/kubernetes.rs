@@ -11,7 +11,11 @@
 
 mod node;
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use cni::{Args, CniResult, Command, Object, Request, Version};
 use e2e::sim::apiserver::{ApiServer, Fault, Verb};
@@ -889,5 +893,46 @@ fn two_sandboxes_at_the_same_time() {
         assert_eq!(cluster.node.files("data"), ["10.7.0.3"]);
         detach::release_sandbox(&cluster.paths, &conf, &request).unwrap();
         cluster.node.assert_clean();
+    });
+}
+
+/// Passes connections on to `server`; what goes over those that were made before `cut` is lost from then on.
+fn passed_on(server: SocketAddr, cut: &Arc<AtomicBool>) -> SocketAddr {
+    fn pass(mut from: TcpStream, mut to: TcpStream, cut: Option<&AtomicBool>) {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let is_cut = cut.is_some_and(|cut| cut.load(Ordering::SeqCst));
+            if !is_cut && to.write_all(&buffer[..count]).is_err() {
+                return;
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, cut) = (listener.local_addr().unwrap(), Arc::clone(cut));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), TcpStream::connect(server).unwrap());
+            let cut = (!cut.load(Ordering::SeqCst)).then(|| Arc::clone(&cut));
+            let back = (server.try_clone().unwrap(), client.try_clone().unwrap(), cut.clone());
+            std::thread::spawn(move || pass(back.0, back.1, back.2.as_deref()));
+            std::thread::spawn(move || pass(client, server, cut.as_deref()));
+        }
+    });
+    address
+}
+
+#[test]
+fn a_server_that_is_gone_does_not_take_the_call_with_it() {
+    Cluster::run(async |cluster| {
+        let cut = Arc::new(AtomicBool::new(false));
+        let address = passed_on(cluster.server.addr(), &cut);
+        let kubeconfig = cluster.node.path("passed-on");
+        std::fs::write(&kubeconfig, cluster.server.kubeconfig(Some(&format!("https://{address}")))).unwrap();
+        let kubernetes = Kubernetes::connect_for_call(Some(&kubeconfig)).await.unwrap().unwrap();
+        assert!(kubernetes.pod("ns", "none").await.unwrap().is_none());
+        cut.store(true, Ordering::SeqCst);
+        let begun = Instant::now();
+        assert!(kubernetes.pod("ns", "none").await.unwrap().is_none());
+        assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
     });
 }
