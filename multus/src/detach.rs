@@ -103,17 +103,17 @@ fn release_cached(node: &Node, conf: &Conf, request: &Request) -> Result<(), Err
             // No later DEL would know more.
             Err(error) => {
                 tracing::warn!("{network}: its configuration is lost, so it is not deleted: {error}");
+                if let Err(error) = runtime.cache().remove(&network, &cached.container_id, &cached.ifname) {
+                    tracing::warn!("{network}: {error}");
+                }
+                forget_device_info(node, &network, &Attachment::from(cached));
                 continue;
             }
         };
         let mut attachment = Attachment::from(cached);
         attachment.netns.clone_from(&request.netns);
         let deleted = runtime.del(&list, &attachment);
-        if let Some(file) = told_device_info_file(node, &attachment)
-            && let Err(error) = host::durable::remove(&file)
-        {
-            tracing::warn!("{network}: {error}");
-        }
+        forget_device_info(node, &network, &attachment);
         if let Err(source) = deleted {
             errors.push(Error::Delegate {
                 verb: "deleting container from",
@@ -126,8 +126,53 @@ fn release_cached(node: &Node, conf: &Conf, request: &Request) -> Result<(), Err
     Error::join(errors)
 }
 
+fn forget_device_info(node: &Node, network: &str, attachment: &Attachment) {
+    if let Some(file) = told_device_info_file(node, attachment)
+        && let Err(error) = host::durable::remove(&file)
+    {
+        tracing::warn!("{network}: {error}");
+    }
+}
+
 /// The device-info file that the attachment was given.
 fn told_device_info_file(node: &Node, attachment: &Attachment) -> Option<PathBuf> {
     let file: PathBuf = attachment.capabilities.decode("CNIDeviceInfoFile").ok()??;
     (file.parent() == Some(node.device_info.join("cni").as_path())).then_some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use cni::Object;
+    use cni::cache::CachedAttachment;
+
+    use super::*;
+
+    #[test]
+    fn what_no_del_can_use_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node { device_info: directory.path().join("devinfo"), ..Node::default() };
+        let info = node.device_info.join("cni/ns-a-c0ffee_net1");
+        std::fs::create_dir_all(info.parent().unwrap()).unwrap();
+        std::fs::write(&info, "{}").unwrap();
+        let request =
+            crate::delegate::tests::request(&format!(r#"{{"name":"m","cniDir":{:?}}}"#, directory.path()));
+        let conf = Conf::load(&request).unwrap();
+        let cache = conf.runtime().cache();
+        let mut capabilities = Object::new();
+        capabilities.set("CNIDeviceInfoFile", &info).unwrap();
+        let cached = CachedAttachment {
+            network: "a".into(),
+            container_id: request.container_id.clone(),
+            ifname: "net1".into(),
+            netns: String::new(),
+            config: b"{".to_vec(),
+            args: Vec::new(),
+            capabilities,
+            result: None,
+        };
+        cache.store(&cached).unwrap();
+        assert_eq!(cache.attachments(None).unwrap().len(), 1);
+        release_sandbox(&node, &conf, &request).unwrap();
+        assert!(cache.attachments(None).unwrap().is_empty() && !info.exists());
+    }
 }
