@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use cni::{CniResult, Command, Request, Version};
 use multus::config::Conf;
@@ -43,6 +44,7 @@ pub struct Calls {
 
 /// What a call needs to be worked on.
 struct Job {
+    asked: SystemTime,
     request: Request,
     conf: Conf,
     kubernetes: Option<Kubernetes>,
@@ -80,6 +82,7 @@ impl Calls {
     /// # Errors
     /// What the client is to be told.
     pub async fn cni(self: &Arc<Self>, call: &Call) -> Result<Option<CniResult>, cni::Error> {
+        let asked = SystemTime::now();
         let config = self.conf.overlay(&call.config)?;
         let request = call.request(&config)?;
         let failed = |error: multus::Error| complaint(&request, &error);
@@ -93,12 +96,17 @@ impl Calls {
         let permit = self.permit(request.command).await;
         // DEL and CHECK need nothing but what is on disk.
         let kubernetes = match request.command {
-            Command::Add | Command::Status | Command::Gc => {
+            Command::Add | Command::Status => {
                 self.clients.client(conf.kubeconfig.as_deref()).await.map_err(failed)?
+            }
+            // Networks that need none are collected all the same.
+            Command::Gc => {
+                let client = self.clients.client(conf.kubeconfig.as_deref()).await;
+                client.inspect_err(|error| tracing::warn!("GC: {error}")).unwrap_or_default()
             }
             Command::Del | Command::Check | Command::Version => None,
         };
-        let job = Job { request: request.clone(), conf, kubernetes, cancel, turn, permit };
+        let job = Job { asked, request: request.clone(), conf, kubernetes, cancel, turn, permit };
         let done = self.work(job).await;
         given_up.disarm();
         done.inspect_err(|error| {
@@ -144,7 +152,15 @@ impl Calls {
         let request = self.own_request(&call)?;
         let cancel = Cancel::default();
         let conf = self.conf_of(&call, &request, &cancel).map_err(|error| complaint(&request, &error))?;
-        let job = Job { request, conf, kubernetes: None, cancel, turn: Some(turn), permit };
+        let job = Job {
+            asked: SystemTime::now(),
+            request,
+            conf,
+            kubernetes: None,
+            cancel,
+            turn: Some(turn),
+            permit,
+        };
         self.work(job).await.map(drop)
     }
 
@@ -210,7 +226,8 @@ impl Calls {
             Command::Check => check::check(conf, request).map(|()| None),
             Command::Gc => {
                 let turn = |container: &str| self.sandboxes.turn_at_once(container);
-                handle.block_on(check::gc(&self.node, conf, request, turn)).map(|()| None)
+                let gc = check::gc(&self.node, conf, kubernetes, request, job.asked, turn);
+                handle.block_on(gc).map(|()| None)
             }
             Command::Status => handle.block_on(check::status_with(conf, kubernetes)).map(|()| None),
             Command::Version => Ok(None),

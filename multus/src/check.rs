@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use cni::cache::CachedAttachment;
 use cni::{Attachment, AttachmentId, NetworkList, Request};
@@ -69,12 +70,16 @@ pub async fn status_with(conf: &Conf, kubernetes: Option<&Kubernetes>) -> Result
 /// networks of those it knows, and those that every pod gets, collect their own garbage. `turn` takes the turn of a
 /// sandbox, if no other call of it runs.
 ///
+/// The runtime made its list before it `asked`: what came later is not on it, and stays.
+///
 /// # Errors
 /// Everything that failed, after all was attempted.
 pub async fn gc<T>(
     node: &Node,
     conf: &Conf,
+    kubernetes: Option<&Kubernetes>,
     request: &Request,
+    asked: SystemTime,
     turn: impl Fn(&str) -> Option<T>,
 ) -> Result<(), Error> {
     // Without a list nothing can be concluded.
@@ -82,11 +87,12 @@ pub async fn gc<T>(
     let records = Records::new(&conf.cni_dir);
     let mut errors = Vec::new();
     let mut networks = Networks::new();
+    let mut stale = BTreeSet::new();
     for container in known_containers(conf, &records)? {
         let ifname = valid.iter().find(|a| a.container_id == container).map(|a| a.ifname.clone());
-        // The runtime made its list before an ADD that runs now.
         let turn = turn(&container);
-        let is_valid = ifname.is_some() || turn.is_none();
+        let is_late = turn.is_none() || records.written(&container).is_some_and(|when| when > asked);
+        let is_valid = ifname.is_some() || is_late;
         let mut sandbox =
             Request { container_id: container, ifname: ifname.unwrap_or_default(), ..request.clone() };
         let attached = Attached::read(conf, &records, &sandbox);
@@ -97,24 +103,33 @@ pub async fn gc<T>(
         sandbox.netns = attached.surviving_netns();
         if let Err(error) = detach::release_sandbox(node, conf, &sandbox) {
             errors.push(error);
+            stale.insert(sandbox.container_id);
         }
     }
-    match Kubernetes::connect(conf.kubeconfig.as_deref()).await {
-        Ok(kubernetes) => match networks::of_node(conf, kubernetes.as_ref()).await {
-            Ok(of_node) => {
-                for (index, Network { list, .. }) in of_node.into_iter().enumerate() {
-                    let entry = networks.entry(list.name.clone()).or_insert((list, Vec::new()));
-                    // What the runtime lists are attachments to the primary.
-                    entry.1.extend(valid.iter().filter(|_| index == 0).cloned());
-                }
+    match networks::of_node(conf, kubernetes).await {
+        Ok(of_node) => {
+            for (index, Network { list, .. }) in of_node.into_iter().enumerate() {
+                let entry = networks.entry(list.name.clone()).or_insert((list, Vec::new()));
+                // What the runtime lists are attachments to the primary.
+                entry.1.extend(valid.iter().filter(|_| index == 0).cloned());
             }
-            Err(error) => errors.push(error),
-        },
+        }
         Err(error) => errors.push(error),
     }
     let runtime = conf.runtime();
-    for (network, (list, valid)) in networks {
-        if let Err(source) = runtime.gc(&list, &valid) {
+    for (network, (list, mut valid)) in networks {
+        // The turns are held until the network is done, so that nobody attaches what is being collected.
+        let (turns, now) = match attached_now(conf, &records, request, &stale, &turn) {
+            Ok(now) => now,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
+        };
+        valid.extend(now.into_iter().filter(|(name, _)| *name == network).flat_map(|(_, (_, now))| now));
+        let collected = runtime.gc(&list, &valid);
+        drop(turns);
+        if let Err(source) = collected {
             errors.push(Error::Delegate {
                 verb: "collecting garbage of",
                 label: network.clone(),
@@ -124,6 +139,28 @@ pub async fn gc<T>(
         }
     }
     Error::join(errors)
+}
+
+/// What is attached now and stays: all but the `stale` sandboxes, which could not be taken down, as far as their turns can
+/// be taken. Those turns.
+fn attached_now<T>(
+    conf: &Conf,
+    records: &Records,
+    request: &Request,
+    stale: &BTreeSet<String>,
+    turn: &impl Fn(&str) -> Option<T>,
+) -> Result<(Vec<T>, Networks), Error> {
+    let (mut turns, mut networks) = (Vec::new(), Networks::new());
+    for container in known_containers(conf, records)? {
+        match stale.contains(&container).then(|| turn(&container)).flatten() {
+            Some(turn) => turns.push(turn),
+            None => {
+                let sandbox = Request { container_id: container, ..request.clone() };
+                Attached::read(conf, records, &sandbox).keep(&mut networks);
+            }
+        }
+    }
+    Ok((turns, networks))
 }
 
 /// Those with a record, and those of which only results are cached.

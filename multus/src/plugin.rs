@@ -1,8 +1,11 @@
 //! multus as a CNI plugin: from a call to its work and back.
 
+use std::time::SystemTime;
+
 use cni::{CniResult, Plugin, Request, Version};
 
 use crate::config::Conf;
+use crate::kubernetes::Kubernetes;
 use crate::node::Node;
 use crate::turn::Turn;
 use crate::{Error, attach, check, detach, log};
@@ -50,10 +53,16 @@ impl Plugin for Multus {
     }
 
     fn gc(&self, request: &Request) -> Result<(), cni::Error> {
+        let asked = SystemTime::now();
         answer(request, |conf| {
-            block_on(check::gc(&self.node, conf, request, |container| {
-                Turn::take_at_once(&conf.cni_dir, container)
-            }))
+            block_on(async {
+                // Networks that need none are collected all the same.
+                let kubernetes = Kubernetes::connect_for_call(conf.kubeconfig.as_deref()).await;
+                let kubernetes =
+                    kubernetes.inspect_err(|error| tracing::warn!("GC: {error}")).unwrap_or_default();
+                let turn = |container: &str| Turn::take_at_once(&conf.cni_dir, container);
+                check::gc(&self.node, conf, kubernetes.as_ref(), request, asked, turn).await
+            })
         })
     }
 

@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use cni::Request;
 
@@ -70,6 +71,12 @@ impl Records {
             Some(Ok(delegates)) => Record::Delegates(delegates),
             Some(Err(error)) => Record::Corrupt(error.to_string()),
         })
+    }
+
+    /// When the record of a sandbox was written; `None` when there is none.
+    #[must_use]
+    pub fn written(&self, container: &str) -> Option<SystemTime> {
+        std::fs::metadata(self.directory.join(container)).and_then(|metadata| metadata.modified()).ok()
     }
 
     /// The container IDs that have a record.

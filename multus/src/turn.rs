@@ -24,9 +24,9 @@ impl Turn {
         Self::take_within(LIMIT, directory, container)
     }
 
-    /// The turn, if no other call for `container` runs.
+    /// The turn, if surely no other call for `container` runs.
     pub(crate) fn take_at_once(directory: &Path, container: &str) -> Option<Self> {
-        Self::take_within(Duration::ZERO, directory, container).ok()
+        Self::take_within(Duration::ZERO, directory, container).ok().filter(|turn| turn.0.is_some())
     }
 
     fn take_within(limit: Duration, directory: &Path, container: &str) -> Result<Self, Error> {
@@ -96,6 +96,10 @@ mod tests {
     #[test]
     fn without_room_for_a_lock_work_goes_on() {
         assert!(Turn::take(Path::new("/proc/no-such"), "c").unwrap().0.is_none());
+        assert!(
+            Turn::take_at_once(Path::new("/proc/no-such"), "c").is_none(),
+            "nobody knows whose turn it is"
+        );
     }
 
     #[test]

@@ -394,6 +394,53 @@ fn gc_leaves_a_sandbox_alone_that_is_just_being_made() {
     });
 }
 
+/// The networks are collected one after the other, which may take long.
+#[test]
+fn gc_leaves_alone_what_was_attached_since_it_began() {
+    Node::run(|node| {
+        let log = r#"echo "$CNI_COMMAND $CNI_CONTAINERID" >>calls; cat >"input-$CNI_COMMAND""#;
+        let wait = "[ $CNI_COMMAND = GC ] && { touch reached; while [ ! -e go ]; do sleep 0.05; done; }";
+        let answer = r#"[ $CNI_COMMAND = ADD ] && echo '{"cniVersion":"1.1.0"}'; exit 0"#;
+        node.script("slow", &format!("{wait}\n{answer}"));
+        node.script("quick", &format!("{log}\n{answer}"));
+        let plugin =
+            |name: &str, kind: &str| format!(r#"{{"cniVersion":"1.1.0","name":"{name}","type":"{kind}"}}"#);
+        let members = delegates(&[&plugin("1", "slow"), &plugin("2", "quick")]);
+        let collecting = node.start("GC", &node.conf(&with_valid(&members, &[])));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !node.path("reached").exists() {
+            assert!(Instant::now() < deadline, "the first network was never reached");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        node.add(&node.conf(&members));
+        std::fs::write(node.path("go"), "").unwrap();
+        assert!(collecting.wait_with_output().unwrap().status.success());
+        assert_eq!(node.files("state"), ["1-c0ffee-eth0", "2-c0ffee-net1", "c0ffee"]);
+        assert_eq!(std::fs::read_to_string(node.path("calls")).unwrap(), "ADD c0ffee\nGC \n");
+        let told: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(node.path("input-GC")).unwrap()).unwrap();
+        let valid = json!([{"containerID": "c0ffee", "ifname": "net1"}]);
+        assert_eq!(told["cni.dev/valid-attachments"], valid, "nor does the plugin free its addresses");
+    });
+}
+
+/// The runtime made its list before it asked.
+#[test]
+fn gc_leaves_alone_what_is_younger_than_the_call() {
+    Node::run(|node| {
+        let members = delegates(&[BRIDGE]);
+        node.add(&node.conf(&members));
+        let record = std::fs::File::options().write(true).open(node.path("state/c0ffee")).unwrap();
+        let written = record.metadata().unwrap().modified().unwrap();
+        for (when, left) in [(written + Duration::from_secs(600), 1), (written, 0)] {
+            record.set_modified(when).unwrap();
+            let outcome = node.call("GC", &node.conf(&with_valid(&members, &[])));
+            assert!(outcome.ok, "{}", outcome.stdout);
+            assert_eq!(node.files("data").len(), left);
+        }
+    });
+}
+
 #[test]
 fn what_is_to_be_tried_again_stays_on_record_though_its_add_failed() {
     Node::run(|node| {
