@@ -14,6 +14,7 @@ use crate::calls::Calls;
 use crate::clients::Clients;
 use crate::conf::DaemonConf;
 use crate::enrolment::Enrolment;
+use crate::followed::Files;
 use crate::manager::Manager;
 use crate::metrics::Metrics;
 use crate::server::Server;
@@ -44,6 +45,10 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     let blocking = tokio::task::spawn_blocking(orphans::wait);
     blocking.await.map_err(|e| Error::Usage(format!("waiting for delegates broke off: {e}")))?;
 
+    if !conf.follow_annotations {
+        // When it is switched on again, what changed meanwhile is nobody's to follow.
+        Files::below(&conf.cni_dir).clear();
+    }
     let known = Arc::new(Known::default());
     let mut tasks = tokio::task::JoinSet::new();
     let kubeconfig = match enrolment {

@@ -6,6 +6,7 @@ use cni::Request;
 use multus::config::Conf;
 use multus::delegate::Delegate;
 use multus::kubernetes::{Kubernetes, Pod};
+use multus::record::Records;
 use multus::status::{self, NetworkStatus};
 use multus::{Error, hotplug};
 
@@ -47,18 +48,25 @@ pub(crate) fn delegates(calls: &Calls, container: &str) -> Result<Vec<Delegate>,
     hotplug::attached(&conf, &request)
 }
 
-/// The sandboxes on record by the UIDs of their pods.
+/// The sandboxes on record by the UIDs of their pods. Of those of one pod it is the one whose namespace is there, then the
+/// one whose record is the newest: a pod whose sandbox is made anew has two for a while.
 pub(crate) fn by_pod(calls: &Calls) -> HashMap<String, String> {
     let uid = |delegate: &Delegate| {
         let mut args = delegate.attachment.args.iter();
         args.find(|(key, _)| key == "K8S_POD_UID").map(|(_, uid)| uid.clone())
     };
-    let containers = gc::containers(&calls.conf.cni_dir).into_iter();
-    let known = containers.filter_map(|container| {
-        let delegates = delegates(calls, &container).ok()?;
-        Some((delegates.iter().find_map(uid)?, container))
-    });
-    known.collect()
+    let records = Records::new(&calls.conf.cni_dir);
+    let mut best = HashMap::new();
+    for container in gc::containers(&calls.conf.cni_dir) {
+        let delegates = delegates(calls, &container).unwrap_or_default();
+        let Some(uid) = delegates.iter().find_map(uid) else { continue };
+        let is_there = delegates.iter().filter_map(|d| d.attachment.netns.as_ref()).any(|path| path.exists());
+        let rank = (is_there, records.written(&container));
+        if best.get(&uid).is_none_or(|(other, _)| *other < rank) {
+            best.insert(uid, (rank, container));
+        }
+    }
+    best.into_iter().map(|(uid, (_, container))| (uid, container)).collect()
 }
 
 /// The sandbox whose record names the pod.

@@ -11,6 +11,7 @@ use crate::calls::Calls;
 use crate::clients::Clients;
 use crate::conf::DaemonConf;
 use crate::enrolment::Enrolment;
+use crate::followed::Files;
 use crate::install::{self, THICK};
 use crate::primary::{OWN_PREFIX, Primary};
 use crate::socket::{self, Socket};
@@ -67,6 +68,7 @@ pub async fn uninstall(conf: DaemonConf, places: &Places, wait: Duration) -> Res
     }
     if left == 0 {
         host::durable::remove(&places.bin_dir.join("multus-shim"))?;
+        Files::below(&cni_dir).clear();
         remove_if_empty(&pending::directory(&cni_dir));
         remove_if_empty(&cni_dir.join("results"));
         remove_if_empty(&cni_dir);

@@ -164,6 +164,20 @@ fn what_is_known_is_not_asked_for() {
 }
 
 #[test]
+fn gc_asks_for_nothing_that_is_known() {
+    let cluster = Cluster::new("b");
+    let members = json!({"delegates": null, "clusterNetwork": "a", "multusNamespace": "ns"});
+    let _daemon = cluster.watching(cluster.start_with(false, &members));
+    assert_eq!(cluster.cni("ADD").0, 200);
+    // Events are told off the path.
+    cluster.node.until("the events are told", || cluster.events().len() == 2);
+    cluster.server.clear_requests();
+    assert_eq!(cluster.node.gc("[]").0, 200);
+    assert!(cluster.node.state().is_empty(), "{:?}", cluster.node.state());
+    assert_eq!(cluster.server.requests(), []);
+}
+
+#[test]
 fn a_pod_made_anew_is_asked_for() {
     let mut cluster = Cluster::new("a");
     let _daemon = cluster.daemon(false);
@@ -279,11 +293,15 @@ fn an_annotation_that_changes_while_the_daemon_is_away_is_followed() {
     let calls = cluster.node.calls().len();
     cluster.server.clear_requests();
     std::fs::write(cluster.node.path("state/followed/gone"), "{}").unwrap();
-    let _daemon = cluster.daemon(true);
+    let daemon = cluster.daemon(true);
     cluster.node.until("what is left of a pod goes", || !cluster.node.path("state/followed/gone").exists());
     assert_eq!(cluster.cni("CHECK").0, 200);
     assert_eq!(cluster.node.count("DEL") + cluster.node.count("ADD"), calls);
     assert!(followed.exists());
+    daemon.kill();
+    // One that does not follow leaves nothing that would be old when one does again.
+    let _daemon = cluster.start(false);
+    assert!(!cluster.node.path("state/followed").exists());
 }
 
 #[test]
@@ -388,6 +406,24 @@ fn an_annotation_that_changes_before_there_is_a_record_is_followed() {
     let _daemon = cluster.start(true);
     cluster.node.until("b is attached", || cluster.interfaces() == ["main", "ns/a", "ns/b"]);
     assert_eq!(cluster.node.count("ADD c1 net1"), 1);
+}
+
+/// A sandbox that is made anew has the pod's UID, as the one before it has that is not taken down yet.
+#[test]
+fn of_two_sandboxes_the_one_that_is_there_is_followed() {
+    let cluster = Cluster::new("a");
+    let _daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    let gone = cluster.node.path("netns/gone");
+    std::os::unix::fs::symlink(cluster.node.netns(), &gone).unwrap();
+    let mut other = cluster.call("ADD");
+    (other["env"]["CNI_CONTAINERID"], other["env"]["CNI_NETNS"]) = (json!("c2"), json!(gone));
+    assert_eq!(cluster.node.ask("POST", "/cni", &other).unwrap().0, 200);
+    std::fs::remove_file(&gone).unwrap();
+    let followed = cluster.node.path("state/followed").join(&cluster.uid);
+    cluster.node.until("the annotation is known", || followed.exists());
+    cluster.annotate("a,b");
+    cluster.node.until("b is attached", || cluster.node.count("ADD c1 net2") == 1);
 }
 
 #[test]

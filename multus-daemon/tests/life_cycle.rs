@@ -99,6 +99,8 @@ fn uninstalled_with_pods_that_run_and_installed_again() {
     assert_eq!(left, "multus", "what is called to take the sandbox down needs no daemon");
     assert_eq!(node.count("DEL c1"), 0, "a pod that runs keeps its networks");
 
+    std::fs::create_dir(node.path("state/followed")).unwrap();
+    std::fs::write(node.path("state/followed/uid"), "{}").unwrap();
     std::fs::remove_file(&gone).unwrap();
     host.uninstall();
     assert_eq!(node.count("DEL c1 eth0"), 1);
