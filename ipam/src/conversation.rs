@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 
 use crate::config::Source;
 use crate::error::Error;
-use crate::exchange::{Want, plan, settle};
+use crate::exchange::{Want, dismiss, plan, settle};
 use crate::kubernetes::{Kubernetes, Reserver};
 use crate::ledger::{Demand, Fill, Slot, Use};
 use crate::names;
@@ -56,8 +56,9 @@ impl Conversation<'_> {
     /// true.
     pub async fn hold(&self, demand: Option<&Demand<'_>>) -> Result<(Pool, NodeLife), Error> {
         let name = self.source.pool.as_str();
+        let sought = self.store.with(name, |ledger, _| ledger.strangers.clone())?;
         if let Some(slices) = self.slices {
-            slices::release(self, slices).await?;
+            slices::release(self, slices, &sought).await?;
         }
         let me = self.introduce().await?;
         let mut avoid = BTreeSet::new();
@@ -73,6 +74,7 @@ impl Conversation<'_> {
             let change = self.store.within(name, &me, |ledger, now| {
                 if demand.is_none() {
                     ledger.mark_surplus(now);
+                    ledger.mark_vacant(now);
                 }
                 plan(ledger, &pool, &me, &want, now)
             })?;
@@ -95,6 +97,7 @@ impl Conversation<'_> {
             let fill = Fill { usable: range.capacity(), taken: after.used(range) };
             let is_met = self.store.within(name, &me, |ledger, now| {
                 settle(ledger, &after, &me, started);
+                dismiss(ledger, &after, &sought);
                 ledger.fill = Some(fill);
                 demand.is_none_or(|demand| {
                     ledger.candidate(&Demand { reserved: false, ..demand.clone() }, now).is_some()
@@ -160,7 +163,7 @@ impl Conversation<'_> {
                 match (answer, ledger.slots.get_mut(&offset)) {
                     (Ok(true), Some(slot)) => slot.reserved = true,
                     (Ok(false), _) => {
-                        ledger.mark_returning(offset);
+                        ledger.refuse(offset);
                         refused.push(offset);
                     }
                     (Err(error), _) => failure = Some(error),

@@ -9,11 +9,12 @@ use crate::config::{Conf, NodeConf, Places, Source};
 use crate::conversation::Conversation;
 use crate::error::Error;
 use crate::kubernetes::Kubernetes;
-use crate::ledger::{Stranger, Use};
+use crate::ledger::{Slot, Stranger, Use};
 use crate::plugin::online;
 use crate::store::Store;
 
-/// How long DEL waits for the API server: what it has to tell is on disk, and told by the next call that gets through.
+/// How long DEL waits for the API server: what it has to tell is on disk, and told by the next call that gets through. For
+/// the address of a tenant there may be none, so the runtime calls again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Takes back what the attachment has. Needs nothing but the node.
@@ -47,9 +48,32 @@ pub(crate) fn del(request: &Request, places: &Places) -> Result<(), Error> {
         }
     }
     if let Err(error) = tell(&conf, &store, PATIENCE) {
+        if error.code() == cni::Error::TRY_AGAIN_LATER && owes_tenant(&store, &pools, container, ifname)? {
+            return Err(error);
+        }
         tracing::warn!("{error}; what goes back to the pool is kept and told by a later call");
     }
     Ok(())
+}
+
+/// Whether an address that the attachment had is still on its way back to a tenant: until it is there, the tenant can be
+/// started nowhere else.
+fn owes_tenant(
+    store: &Store,
+    pools: &BTreeSet<String>,
+    container: &str,
+    ifname: &str,
+) -> Result<bool, Error> {
+    let is_owed = |slot: &Slot| {
+        let was_its = slot.past.as_ref().is_some_and(|past| past.holder.is(container, ifname));
+        was_its && slot.tenant.is_some() && slot.state == Use::Returning
+    };
+    for pool in pools {
+        if store.read(pool)?.is_some_and(|ledger| ledger.slots.values().any(is_owed)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Releases what belongs to no attachment that the runtime knows.

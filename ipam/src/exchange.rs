@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::ledger::{Demand, Ledger, Moment, Slot, Use};
+use crate::ledger::{Demand, Ledger, Moment, Slot, Stranger, Use};
 use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 use crate::tenant::Tenant;
 
@@ -90,7 +90,10 @@ fn own(
     let wanted = *mark == Mark::Wanted;
     let given_back = tenant.map(Entry::of_tenant);
     match ledger.slots.get_mut(&offset) {
-        Some(Slot { state: Use::Returning, .. }) => return Some(given_back),
+        // It waits for the tenant only if both say so: one that was refused, or evicted meanwhile, goes to nobody.
+        Some(Slot { state: Use::Returning, tenant: of, .. }) => {
+            return Some(given_back.filter(|_| of.as_ref() == tenant));
+        }
         // It goes when it has rested; until then the mark stands.
         Some(slot) if wanted && slot.state == Use::Idle && slot.rests(now) => return None,
         Some(slot) if wanted && slot.state == Use::Idle => {
@@ -291,7 +294,9 @@ pub fn settle(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, started: Moment) 
     let tenant = |offset: &u128| pool.entries.get(offset).and_then(Entry::tenant);
     ledger.slots.retain(|offset, slot| {
         if is_mine(offset) {
-            slot.tenant = tenant(offset);
+            if slot.state != Use::Returning {
+                slot.tenant = tenant(offset);
+            }
             if let Use::Lost(holder) = &slot.state {
                 slot.state = Use::Held(holder.clone());
             }
@@ -312,11 +317,16 @@ pub fn settle(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, started: Moment) 
             tenant: tenant(offset),
         });
     }
-    // One that was added since the plan was made waits for the next.
-    ledger.strangers.retain(|stranger| {
-        pool.entries.values().any(|entry| entry.id == stranger.container && entry.ifname == stranger.ifname)
-    });
     ledger.confirmed = Some(started);
+}
+
+/// Stops looking for those of the strangers `sought` that are not in the pool either. One that was added since waits for the
+/// next call: nobody looked for it everywhere yet.
+pub fn dismiss(ledger: &mut Ledger, pool: &Pool, sought: &[Stranger]) {
+    ledger.strangers.retain(|stranger| {
+        let is_there = |entry: &Entry| entry.id == stranger.container && entry.ifname == stranger.ifname;
+        !sought.contains(stranger) || pool.entries.values().any(is_there)
+    });
 }
 
 /// Marks everything that a node keeps as condemned. The node takes the mark away if it lives.

@@ -316,22 +316,34 @@ impl Ledger {
     }
 
     /// Marks addresses that the node does not need for return: all idle ones when the pool has little room, else those
-    /// beyond a second block, and those of tenants that are not here. Those that rest are kept until they have rested.
-    /// Says whether there are any.
-    pub fn mark_surplus(&mut self, now: Moment) -> bool {
-        let idle = self.slots.iter().filter(|(_, slot)| slot.state == Use::Idle && !slot.rests(now));
-        let (housed, idle): (Vec<_>, Vec<_>) = idle.partition(|(_, slot)| slot.tenant.is_some());
+    /// beyond a second block. Those that rest are kept until they have rested.
+    pub fn mark_surplus(&mut self, now: Moment) {
+        let idle: Vec<u128> = self.idle(now, false).collect();
         let kept = match self.block {
             0 | 1 => 0,
             block if (idle.len() as u128) < block.saturating_mul(2) => idle.len(),
             block => usize::try_from(block).unwrap_or(usize::MAX),
         };
-        let surplus: Vec<u128> =
-            housed.into_iter().chain(idle.into_iter().skip(kept)).map(|(offset, _)| *offset).collect();
-        for offset in &surplus {
-            self.mark_returning(*offset);
+        for offset in idle.into_iter().skip(kept) {
+            self.mark_returning(offset);
         }
-        !surplus.is_empty()
+    }
+
+    /// Marks for return what is kept for tenants that are not here. The caller holds the pool's claim lock: whoever holds
+    /// it may have brought such an address a moment ago, and not have taken it yet.
+    pub fn mark_vacant(&mut self, now: Moment) {
+        let vacant: Vec<u128> = self.idle(now, true).collect();
+        for offset in vacant {
+            self.mark_returning(offset);
+        }
+    }
+
+    /// Idle addresses that do not rest, of tenants or of whoever comes.
+    fn idle(&self, now: Moment, of_tenants: bool) -> impl Iterator<Item = u128> {
+        let suits = move |slot: &Slot| {
+            slot.state == Use::Idle && !slot.rests(now) && slot.tenant.is_some() == of_tenants
+        };
+        self.slots.iter().filter(move |(_, slot)| suits(slot)).map(|(offset, _)| *offset)
     }
 
     /// Marks an idle address for return.
@@ -341,10 +353,20 @@ impl Ledger {
         }
     }
 
-    /// Whether there is something to tell the pool.
+    /// Marks an idle address for return that others have in an overlapping range. Nobody waits for it.
+    pub fn refuse(&mut self, offset: u128) {
+        self.mark_returning(offset);
+        if let Some(slot) = self.slots.get_mut(&offset).filter(|slot| slot.state == Use::Returning) {
+            slot.tenant = None;
+        }
+    }
+
+    /// Whether there is something to tell the pool, or may be once nobody else talks to it.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        !self.strangers.is_empty() || self.slots.values().any(|slot| slot.state == Use::Returning)
+        let goes =
+            |slot: &Slot| slot.state == Use::Returning || slot.state == Use::Idle && slot.tenant.is_some();
+        !self.strangers.is_empty() || self.slots.values().any(goes)
     }
 
     /// The addresses that an attachment has, in the order of their offsets.

@@ -216,7 +216,7 @@ impl Pool {
     }
 
     /// The JSON Patch that makes the change, if the addresses are as they were read, whatever else became of the pool.
-    /// `None` when the change does more than to take addresses that are free or wait for their tenant.
+    /// `None` when [it is no claim](Self::is_claim).
     ///
     /// An API server holds the test of a member that is not there for `null` (as the library that it uses does, and RFC
     /// 6902 does not). One that did not would refuse every such patch.
@@ -242,12 +242,16 @@ impl Pool {
         operations
     }
 
-    /// Whether the change does nothing but to take addresses that are free or wait for their tenant.
+    /// Whether the change does nothing but to take addresses that are free, for whoever comes, or that wait for their
+    /// tenant. The first address of a tenant is none: that it is free does not say that the tenant has no other by now.
     #[must_use]
     pub fn is_claim(&self, change: &Change) -> bool {
-        let is_open =
-            |offset| self.entries.get(offset).is_none_or(|entry| matches!(entry.owner(), Owner::Tenant(_)));
-        self.has_map && change.iter().all(|(offset, entry)| entry.is_some() && is_open(offset))
+        let is_open = |(offset, new): (&u128, &Option<Entry>)| match (self.entries.get(offset), new) {
+            (Some(old), Some(_)) => matches!(old.owner(), Owner::Tenant(_)),
+            (None, Some(new)) => new.tenant().is_none(),
+            (_, None) => false,
+        };
+        self.has_map && change.iter().all(is_open)
     }
 
     /// The pool as it is once the change is made.
@@ -357,6 +361,8 @@ mod tests {
             waiting.claim(&claim).unwrap()[0],
             json!({"op": "test", "path": "/spec/allocations/5", "value": {"id": "podrail:=claim/ns/vm", "podref": ""}})
         );
+        let housed = Entry { id: "podrail:n:0a-0b=claim/ns/vm".into(), ..Entry::default() };
+        assert_eq!(pool.claim(&Change::from([(5, Some(housed))])), None, "the tenant may have got another");
         let known = Pool { has_managers: true, ..pool.clone() };
         let forget = json!({"op": "add", "path": "/metadata/managedFields", "value": [{}]});
         for patch in [known.patch(&change), known.claim(&claim).unwrap()] {

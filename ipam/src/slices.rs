@@ -6,6 +6,7 @@
 use crate::conversation::Conversation;
 use crate::error::Error;
 use crate::kubernetes::Reserver;
+use crate::ledger::Stranger;
 use crate::names;
 use crate::pool::{Change, Entry, Owner};
 use crate::range::Range;
@@ -13,13 +14,15 @@ use crate::range::Range;
 /// How often a slice is read again that changed meanwhile. Only this node's calls change it.
 const TRIES: u32 = 5;
 
-/// Releases the attachments that the ledger is to look for, wherever they are in this node's slices.
+/// Releases these attachments, wherever they are in this node's slices.
 ///
 /// # Errors
-/// [`Error::Api`], [`Error::Contended`], and what the ledger's file has to say. The ledger goes on looking.
-pub(crate) async fn release(conversation: &Conversation<'_>, slices: &str) -> Result<(), Error> {
-    let strangers =
-        conversation.store.with(&conversation.source.pool, |ledger, _| ledger.strangers.clone())?;
+/// [`Error::Api`], [`Error::Contended`]. The ledger goes on looking.
+pub(crate) async fn release(
+    conversation: &Conversation<'_>,
+    slices: &str,
+    strangers: &[Stranger],
+) -> Result<(), Error> {
     if strangers.is_empty() {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ipam::exchange::{Want, condemn, inherit, plan, settle};
+use ipam::exchange::{Want, condemn, dismiss, inherit, plan, settle};
 use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, TRUST, Use};
 use ipam::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 use ipam::range::Range;
@@ -89,6 +89,8 @@ struct World {
     /// The address that each tenant was given, and must get again, and on which node that was.
     homes: BTreeMap<Tenant, (u128, usize)>,
     clock: u64,
+    /// From then on no ledger is lost: what one knew is free after the next boot only.
+    is_ending: bool,
     serial: u64,
     cool_down: Duration,
     /// Nodes that take more than their share hoard idle addresses, which others then ask back.
@@ -121,6 +123,7 @@ impl World {
             peers: BTreeMap::new(),
             homes: BTreeMap::new(),
             clock: 1_000_000,
+            is_ending: false,
             serial: 0,
             cool_down: Duration::from_secs(if dice.one_in(3) { 30 } else { 0 }),
             block: dice.one_in(2).then_some(6),
@@ -159,6 +162,7 @@ impl World {
 
     /// A conversation of a node with the API server, in which anything may fail. True when it came to its end.
     fn exchange(&mut self, at: usize, demand: Option<&Demand<'_>>) -> bool {
+        let mut refused = BTreeSet::new();
         for turn in 0..3 {
             if self.nodes[at].partitioned || self.dice.one_in(12) {
                 return false;
@@ -171,9 +175,12 @@ impl World {
             // What is in a process that dies before the ledger is on disk is lost.
             let mut draft = node.ledger.clone();
             draft.mark_surplus(started);
-            let none = BTreeSet::new();
+            if demand.is_none() {
+                draft.mark_vacant(started);
+            }
+            let sought = draft.strangers.clone();
             let spread = (turn > 0).then(|| self.dice.roll(1 << 20));
-            let want = Want { demand, avoid: &none, block: self.block, spread };
+            let want = Want { demand, avoid: &refused, block: self.block, spread };
             let change = plan(&mut draft, &read, &me, &want, started);
             if self.dice.one_in(15) {
                 return false;
@@ -189,6 +196,11 @@ impl World {
             } else {
                 Condition::Version(version)
             };
+            // It is on its way, and nobody waits for it any more.
+            if self.dice.one_in(25) {
+                self.api.late.push((condition, change));
+                return false;
+            }
             let written = if change.is_empty() { true } else { self.api.write(&condition, &change) };
             // The answer holds the pool as it is then, with what others did.
             let after = if change.is_empty() { read.clone() } else { self.api.pool.clone() };
@@ -210,7 +222,7 @@ impl World {
                 return false;
             }
             // Another version of the program takes it for none, or somebody removes it: in the midst of a call.
-            if self.dice.one_in(60) {
+            if !self.is_ending && self.dice.one_in(60) {
                 self.lose_ledger(at);
             }
             let node = &mut self.nodes[at];
@@ -218,6 +230,18 @@ impl World {
                 return false;
             }
             settle(&mut node.ledger, &after, &me, started);
+            dismiss(&mut node.ledger, &after, &sought);
+            // Where ranges overlap, another network may have the first address of a tenant. Nobody waits for it.
+            let is_new = |tenant: &Tenant| !self.homes.contains_key(tenant);
+            let fresh = demand.filter(|demand| demand.tenant.as_ref().is_some_and(is_new));
+            if let Some(demand) = fresh
+                && let Some(offset) = node.ledger.candidate(demand, started)
+                && self.dice.one_in(4)
+            {
+                node.ledger.refuse(offset);
+                refused.insert(offset);
+                continue;
+            }
             // What went back just now may be what is needed.
             let is_met = demand.is_none_or(|demand| node.ledger.candidate(demand, started).is_some());
             let gives_back = |entry: &Option<Entry>| {
@@ -412,6 +436,12 @@ impl World {
     }
 
     fn check(&self, seed: u64) {
+        let mut places: BTreeMap<Tenant, u128> = BTreeMap::new();
+        for (offset, entry) in &self.api.pool.entries {
+            if let Some(other) = entry.tenant().and_then(|tenant| places.insert(tenant, *offset)) {
+                panic!("seed {seed}: {entry:?} at {offset} has a second place at {other}");
+            }
+        }
         let mut owners: BTreeMap<u128, String> = self.peers.clone();
         for node in &self.nodes {
             for (name, offset) in &node.running {
@@ -430,6 +460,7 @@ impl World {
 
     /// Everything ends: after the last DEL and a quiet exchange of every node, all addresses can be had again.
     fn end(&mut self, seed: u64) {
+        self.is_ending = true;
         for at in 0..self.nodes.len() {
             self.nodes[at].partitioned = false;
             self.nodes[at].registered = true;

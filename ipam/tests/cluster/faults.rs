@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cni::{Command, Plugin as _};
 use e2e::sim::apiserver::{Fault, Verb};
 use serde_json::json;
 
@@ -106,4 +107,61 @@ fn a_ledger_that_takes_the_place_of_another_hears_nothing_of_its_calls() {
     let got = node.add(&ipam, "a");
     let offset = got[0].strip_prefix("10.24.0.").unwrap().strip_suffix("/24").unwrap();
     assert!(!taken.contains_key(offset), "{got:?} is of the lost ledger: {taken:?}");
+}
+
+#[test]
+fn a_del_that_others_overtake_is_not_forgotten() {
+    let cluster = Cluster::simulated();
+    let server = cluster.server.as_ref().unwrap();
+    let group = format!("/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/{}", cluster.namespace);
+    let node = cluster.node("n1");
+    let slices = json!({
+        "apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "NodeSlicePool", "metadata": {"name": "net"},
+        "spec": {"range": "10.25.0.0/24", "sliceSize": "/26"},
+        "status": {"allocations": [{"nodeName": "n1", "sliceRange": "10.25.0.0/26"}]},
+    });
+    cluster.post(&format!("{group}/nodeslicepools"), &slices).unwrap();
+    let entry = |id: &str| json!({"id": id, "podref": format!("ns/{id}"), "ifname": "net1"});
+    cluster.peer_pool("n1-10.25.0.0-26", "10.25.0.0/26", &json!({"1": entry("a-id"), "2": entry("b-id")}));
+    let ipam = json!({"range": "10.25.0.0/24", "node_slice_size": "/26"});
+    let left = || cluster.allocations("n1-10.25.0.0-26").len();
+    // The first has looked into the slices, and waits for the pool, when the second comes.
+    server.inject(Fault::on(Verb::Get, format!("{group}/ippools/10.25.0.0-24")).answer(503));
+    std::thread::scope(|scope| {
+        scope.spawn(|| node.del(&ipam, "a"));
+        while left() == 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        scope.spawn(|| node.del(&ipam, "b"));
+        let ledger = node.plugin.places.data_dir.join("10.25.0.0-24.json");
+        while !std::fs::read_to_string(&ledger).unwrap_or_default().contains("b-id") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server.clear_faults();
+    });
+    assert_eq!(left(), 0);
+}
+
+#[test]
+fn the_runtime_calls_again_until_the_address_of_a_tenant_is_back() {
+    let cluster = Cluster::simulated();
+    let server = cluster.server.as_ref().unwrap();
+    let (one, two) = (cluster.node("n1"), cluster.node("n2"));
+    cluster.pod("web-0", Some("web"));
+    cluster.pod("other", None);
+    let ipam = json!({"range": "10.26.0.0/24", "sticky": true});
+    let call = |command, pod: &str| one.request(command, &ipam, pod, pod);
+    for pod in ["web-0", "other"] {
+        one.plugin.add(&call(Command::Add, pod)).unwrap();
+    }
+    server.inject(Fault::on(None, "/").answer(503));
+    for _ in 0..2 {
+        let refused = one.plugin.del(&call(Command::Del, "web-0")).unwrap_err();
+        assert_eq!(refused.code, cni::Error::TRY_AGAIN_LATER, "{refused}");
+    }
+    // Whoever owes nothing ends as ever.
+    one.plugin.del(&call(Command::Del, "other")).unwrap();
+    server.clear_faults();
+    one.plugin.del(&call(Command::Del, "web-0")).unwrap();
+    two.plugin.add(&two.request(Command::Add, &ipam, "web-0", "again")).unwrap();
 }

@@ -173,3 +173,17 @@ fn in_a_list_of_ranges_a_tenant_finds_its_own() {
     one.del(&ipam, "a");
     assert_eq!(add(&two, &ipam, "web-0", "d").unwrap(), got);
 }
+
+#[test]
+fn an_address_that_others_have_does_not_wait_for_a_tenant() {
+    let cluster = Cluster::start();
+    let node = cluster.node("n1");
+    cluster.pod("web-0", Some("web"));
+    cluster.peer_reservation("10.46.0.1", "ns/peer");
+    let ipam = json!({"range": "10.46.0.0/30", "sticky": true});
+    assert_eq!(add(&node, &ipam, "web-0", "c").unwrap(), ["10.46.0.2/30"]);
+    assert_eq!(cluster.allocations("10.46.0.0-30").keys().collect::<Vec<_>>(), ["2"]);
+    del(&node, &ipam, "web-0", "c");
+    let left = cluster.allocations("10.46.0.0-30");
+    assert!(left.len() == 1 && left["2"]["id"].as_str().unwrap().contains(":=pod/"), "{left:?}");
+}
