@@ -111,11 +111,11 @@ impl<'a> Attach<'a> {
         }
         for (at, set) in conf.sets.iter().enumerate().skip(given.len()) {
             // A claim that says which address it has asks for it.
-            let claim = self.tenancy.claim.as_ref().map(|(_, _, claim)| claim);
-            if let Some(address) =
-                claim.and_then(|claim| claim.addresses().find(|address| is_in(set, *address)))
-            {
-                requested.entry(at).or_insert(vec![address]);
+            if !requested.contains_key(&at) {
+                let spoken_for =
+                    requested.values().flatten().copied().chain(given.iter().filter_map(address));
+                let address = self.of_claim(set, &spoken_for.collect());
+                requested.extend(address.map(|address| (at, vec![address])));
             }
             let Some(addresses) = requested.get(&at) else {
                 let found = self.any(set, given).await?;
@@ -128,6 +128,16 @@ impl<'a> Attach<'a> {
             }
         }
         self.record(given).await
+    }
+
+    /// The address of the claim that is for the set, when sets share a subnet: one that the set may give out, else one that
+    /// none may.
+    fn of_claim(&self, set: &[Source], spoken_for: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+        let (_, _, claim) = self.tenancy.claim.as_ref()?;
+        let open =
+            || claim.addresses().filter(|address| is_in(set, *address) && !spoken_for.contains(address));
+        let is_anothers = |address: &IpAddr| self.conf.sets.iter().any(|other| allows(other, *address));
+        open().find(|address| allows(set, *address)).or_else(|| open().find(|address| !is_anothers(address)))
     }
 
     /// Writes into the claim what it has, where that is new.
@@ -299,6 +309,16 @@ impl<'a> Attach<'a> {
 
 fn is_in(set: &[Source], address: IpAddr) -> bool {
     set.iter().any(|source| source.whole.offset(address).is_some())
+}
+
+fn allows(set: &[Source], address: IpAddr) -> bool {
+    let may =
+        |source: &Source| source.range.offset(address).is_some_and(|offset| source.range.allows(offset));
+    set.iter().any(may)
+}
+
+fn address(given: &Given<'_>) -> Option<IpAddr> {
+    given.source.range.address(given.offset)
 }
 
 /// Who on this node has the address.

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use crate::ledger::{Demand, Ledger, Moment, Slot, Stranger, Use};
-use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
+use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool, tenant_id};
 use crate::tenant::Tenant;
 
 /// Most addresses a node asks for at once, unless the configuration says otherwise.
@@ -66,6 +66,9 @@ pub fn plan(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, want: &Want<'_>, no
         }
     }
     if let Some(demand) = want.demand {
+        if let Some(tenant) = &demand.tenant {
+            ledger.absolve(&tenant_id(tenant));
+        }
         let after = pool.changed(&change);
         if !has_candidate(ledger, &after, me, demand, want, now) {
             match &demand.tenant {
@@ -327,30 +330,4 @@ pub fn dismiss(ledger: &mut Ledger, pool: &Pool, sought: &[Stranger]) {
         let is_there = |entry: &Entry| entry.id == stranger.container && entry.ifname == stranger.ifname;
         !sought.contains(stranger) || pool.entries.values().any(is_there)
     });
-}
-
-/// Marks everything that a node keeps as condemned. The node takes the mark away if it lives.
-#[must_use]
-pub fn condemn(pool: &Pool, node: &NodeLife, nonce: &str) -> Change {
-    let mark = Mark::Condemned(nonce.to_owned());
-    let marked = |entry: &Entry| Some(Entry::of_node(node, &mark, entry.tenant().as_ref()));
-    owned(pool, node, &|_| true).map(|(offset, entry)| (offset, marked(entry))).collect()
-}
-
-/// Frees what a node keeps under a mark of this nonce. Tenants wait from then on.
-#[must_use]
-pub fn inherit(pool: &Pool, node: &NodeLife, nonce: &str) -> Change {
-    let is_marked = |mark: &Mark| matches!(mark, Mark::Condemned(found) if found == nonce);
-    let freed = |entry: &Entry| entry.tenant().as_ref().map(Entry::of_tenant);
-    owned(pool, node, &is_marked).map(|(offset, entry)| (offset, freed(entry))).collect()
-}
-
-fn owned<'a>(
-    pool: &'a Pool,
-    node: &'a NodeLife,
-    suits: &'a dyn Fn(&Mark) -> bool,
-) -> impl Iterator<Item = (u128, &'a Entry)> + 'a {
-    let is_its =
-        move |entry: &Entry| matches!(entry.owner(), Owner::Node(of, mark) if of == *node && suits(&mark));
-    pool.entries.iter().filter(move |(_, entry)| is_its(entry)).map(|(offset, entry)| (*offset, entry))
 }

@@ -23,6 +23,9 @@ const WITHOUT_TENANTS: u32 = 1;
 /// addresses of a node that is no more waits for twice as long.
 pub const TRUST: Duration = Duration::from_secs(600);
 
+/// For how long a missing owner is remembered that nobody looked for again: it may have been there in between.
+const MEMORY: Duration = Duration::from_secs(600);
+
 /// A moment on both clocks of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
@@ -142,6 +145,9 @@ pub struct Suspect {
     pub nonce: String,
     /// Since when.
     pub since: Moment,
+    /// When it was last found missing, if it was again.
+    #[serde(default)]
+    pub renewed: Option<Moment>,
 }
 
 /// How full a pool was when it was last read.
@@ -361,6 +367,28 @@ impl Ledger {
         }
     }
 
+    /// Notes a suspicion in place of an earlier one.
+    pub fn suspect(&mut self, suspect: Suspect) {
+        self.absolve(&suspect.id);
+        self.suspects.push(suspect);
+    }
+
+    /// Drops a suspicion: the owner is there.
+    pub fn absolve(&mut self, id: &str) {
+        self.suspects.retain(|suspect| suspect.id != id);
+    }
+
+    /// Notes that an owner other than a node is missing now; says whether it has been for as long as `limit`, as often as
+    /// it was looked for.
+    pub fn misses(&mut self, id: &str, limit: Duration, now: Moment) -> bool {
+        let since = self.suspects.iter().find(|suspect| suspect.id == id).and_then(|suspect| {
+            now.is_within(MEMORY, suspect.renewed.unwrap_or(suspect.since)).then_some(suspect.since)
+        });
+        let (nonce, renewed) = (String::new(), since.map(|_| now));
+        self.suspect(Suspect { id: id.to_owned(), nonce, since: since.unwrap_or(now), renewed });
+        since.is_some_and(|since| !now.is_within(limit, since))
+    }
+
     /// Whether there is something to tell the pool, or may be once nobody else talks to it.
     #[must_use]
     pub fn has_news(&self) -> bool {
@@ -378,4 +406,31 @@ impl Ledger {
 
 fn had(past: &Past, holder: &Holder) -> bool {
     past.holder.podref == holder.podref && past.holder.ifname == holder.ifname && !holder.podref.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suspicion_is_renewed_or_forgotten() {
+        let at = |seconds: u64| Moment { uptime: seconds * 1000, wall: seconds * 1000 };
+        let minute = Duration::from_secs(60);
+        let mut ledger = Ledger::new("b", "l");
+        for (seconds, wanted) in [
+            (0, false),
+            (59, false),
+            (60, true),
+            (650, true),
+            (1249, true),
+            (1849, false),
+            (1908, false),
+            (1909, true),
+        ] {
+            assert_eq!(ledger.misses("x", minute, at(seconds)), wanted, "after {seconds} s");
+        }
+        ledger.absolve("x");
+        assert!(!ledger.misses("x", minute, at(1910)));
+        assert_eq!(ledger.suspects.len(), 1);
+    }
 }

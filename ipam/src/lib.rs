@@ -5,8 +5,9 @@
 //! writes that are conditional on what was read, and between node and container without the cluster's knowledge. Why no
 //! address can have two containers is shown in docs/ipam.md.
 //!
-//! [`range`], [`names`], [`tenant`], [`pool`], [`ledger`] and [`exchange`] are the pure core.
+//! [`range`], [`names`], [`tenant`], [`pool`], [`ledger`], [`exchange`] and [`burial`] are the pure core.
 
+pub mod burial;
 pub mod config;
 pub mod conversation;
 pub mod error;

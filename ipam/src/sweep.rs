@@ -5,15 +5,16 @@
 //! another node must have had no Node object and no pods for twice as long as it would trust its own ledger, without
 //! having objected in the meantime.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::burial::{Burial, bury};
 use crate::conversation::Conversation;
 use crate::error::Error;
-use crate::exchange::{condemn, inherit};
 use crate::kubernetes::Reserver;
-use crate::ledger::{Ledger, Moment, Suspect, TRUST, Use};
+use crate::ledger::{Ledger, Use};
 use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 
 /// How long a pod has to be missing.
@@ -27,6 +28,7 @@ const MOST_LOOKED_FOR: usize = 32;
 /// [`Error::Api`], and what the ledger's file has to say.
 pub(crate) async fn sweep(conversation: &Conversation<'_>, pool: &Pool) -> Result<bool, Error> {
     let freed = own(conversation).await?;
+    forget(conversation, pool)?;
     let mut change = Change::new();
     for life in pool.nodes() {
         if life.verified && life.node != conversation.store.node() {
@@ -53,7 +55,11 @@ pub(crate) async fn sweep(conversation: &Conversation<'_>, pool: &Pool) -> Resul
         return Ok(freed);
     }
     conversation.unreserve(pool, &change, &me).await?;
-    let changed = conversation.kubernetes.change_pool(name, &pool.patch(&change)).await?.is_some();
+    let after = conversation.kubernetes.change_pool(name, &pool.patch(&change)).await?;
+    if let Some(after) = &after {
+        forget(conversation, after)?;
+    }
+    let changed = after.is_some();
     for (offset, tenant) in evicted.into_iter().filter(|_| changed) {
         tracing::warn!("{tenant} will not come back: its address in {name} is free again");
         if let Some(reservation) = conversation.reservation(&conversation.source.range, offset) {
@@ -116,27 +122,14 @@ async fn node(conversation: &Conversation<'_>, pool: &Pool, life: &NodeLife) -> 
     {
         return Ok(Change::new());
     }
-    conversation.store.with(&conversation.source.pool, |ledger, now| {
-        let id = life.to_string();
-        let seen = ledger.suspects.iter().find(|suspect| suspect.id == id).cloned();
-        let marked = seen.as_ref().map(|suspect| inherit(pool, life, &suspect.nonce)).unwrap_or_default();
-        match seen {
-            Some(seen) if !marked.is_empty() => {
-                if now.is_within(TRUST * 2, seen.since) {
-                    return Change::new();
-                }
-                tracing::warn!(
-                    "node {} is gone: its addresses in {} are free again",
-                    life.node,
-                    conversation.source.pool
-                );
-                marked
-            }
-            _ => {
-                let nonce = format!("{:016x}", RandomState::new().hash_one(&id));
-                suspect(ledger, id, nonce.clone(), now);
-                condemn(pool, life, &nonce)
-            }
+    let name = conversation.source.pool.as_str();
+    let nonce = format!("{:016x}", RandomState::new().hash_one(&life.node));
+    conversation.store.with(name, |ledger, now| match bury(ledger, pool, life, &nonce, now) {
+        Burial::Waiting => Change::new(),
+        Burial::Condemned(change) => change,
+        Burial::Inherited(change) => {
+            tracing::warn!("node {} is gone: its addresses in {name} are free again", life.node);
+            change
         }
     })
 }
@@ -154,20 +147,20 @@ async fn is_gone(conversation: &Conversation<'_>, entry: &Entry) -> Result<bool,
     };
     conversation.store.with(&conversation.source.pool, |ledger, now| {
         if is_there {
-            ledger.suspects.retain(|suspect| suspect.id != entry.id);
-            return false;
+            ledger.absolve(&entry.id);
         }
-        match ledger.suspects.iter().find(|suspect| suspect.id == entry.id) {
-            Some(seen) => !now.is_within(MOURNING, seen.since),
-            None => {
-                suspect(ledger, entry.id.clone(), String::new(), now);
-                false
-            }
-        }
+        !is_there && ledger.misses(&entry.id, MOURNING, now)
     })
 }
 
-fn suspect(ledger: &mut Ledger, id: String, nonce: String, since: Moment) {
-    ledger.suspects.retain(|suspect| suspect.id != id);
-    ledger.suspects.push(Suspect { id, nonce, since });
+/// Drops the suspicions against those that have nothing in the pool.
+fn forget(conversation: &Conversation<'_>, pool: &Pool) -> Result<(), Error> {
+    let owner = |entry: &Entry| match entry.owner() {
+        Owner::Node(life, _) => life.to_string(),
+        Owner::Tenant(_) | Owner::Pod(_) => entry.id.clone(),
+    };
+    let owners: BTreeSet<String> = pool.entries.values().map(owner).collect();
+    conversation.store.with(&conversation.source.pool, |ledger, _| {
+        ledger.suspects.retain(|suspect| owners.contains(&suspect.id));
+    })
 }

@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ipam::exchange::{Want, condemn, dismiss, inherit, plan, settle};
-use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, TRUST, Use};
+use ipam::burial::{Burial, bury};
+use ipam::exchange::{Want, dismiss, plan, settle};
+use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, Use};
 use ipam::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 use ipam::range::Range;
 use ipam::tenant::Tenant;
@@ -75,8 +76,6 @@ struct Node {
     partitioned: bool,
     /// Whether there is a Node object. Without one it gets no new pods from the API server.
     registered: bool,
-    /// What the node saw condemned: nonce and when.
-    condemned: BTreeMap<String, (String, u64)>,
 }
 
 struct World {
@@ -99,6 +98,8 @@ struct World {
     /// How often a tenant got its address again, and on another node.
     again: u64,
     moved: u64,
+    /// How often a node was inherited from.
+    buried: u64,
 }
 
 fn holder(name: &str) -> Holder {
@@ -130,13 +131,14 @@ impl World {
             got: 0,
             again: 0,
             moved: 0,
+            buried: 0,
             dice,
         };
         for number in 0..count {
             let me =
                 NodeLife { node: format!("n{number}"), verified: true, boot: "b0".into(), life: "l0".into() };
             let ledger = Ledger::new(&me.boot, &me.life);
-            let (running, housed, condemned, ended) = Default::default();
+            let (running, housed, ended) = Default::default();
             world.nodes.push(Node {
                 me,
                 ledger,
@@ -145,7 +147,6 @@ impl World {
                 ended,
                 partitioned: false,
                 registered: true,
-                condemned,
             });
         }
         world
@@ -332,7 +333,6 @@ impl World {
         let node = &mut self.nodes[at];
         node.running.clear();
         node.housed.clear();
-        node.condemned.clear();
         node.ledger = Ledger::new(&boot, &life);
         node.me = NodeLife { boot, life, ..node.me.clone() };
     }
@@ -358,21 +358,11 @@ impl World {
             if !gone.contains(&life.node) {
                 continue;
             }
-            let patience = u64::try_from(TRUST.as_millis()).unwrap() * 2;
-            let seen = self.nodes[at].condemned.get(&life.to_string()).cloned();
-            let change = match &seen {
-                Some((nonce, since)) if self.clock - since >= patience => {
-                    inherit(&self.api.pool, &life, nonce)
-                }
-                Some((nonce, _)) if !inherit(&self.api.pool, &life, nonce).is_empty() => continue,
-                _ => {
-                    self.serial += 1;
-                    let nonce = format!("x{}", self.serial);
-                    let change = condemn(&self.api.pool, &life, &nonce);
-                    self.nodes[at].condemned.insert(life.to_string(), (nonce, self.clock));
-                    change
-                }
-            };
+            self.serial += 1;
+            let (nonce, now) = (format!("x{}", self.serial), self.now());
+            let burial = bury(&mut self.nodes[at].ledger, &self.api.pool, &life, &nonce, now);
+            let (Burial::Condemned(change) | Burial::Inherited(change)) = burial else { continue };
+            self.buried += u64::from(change.values().all(Option::is_none));
             self.api.write(&Condition::Version(version), &change);
             return;
         }
@@ -503,7 +493,7 @@ impl World {
 
 #[test]
 fn no_history_gives_an_address_twice() {
-    let (mut got, mut again, mut moved) = (0, 0, 0);
+    let (mut got, mut again, mut moved, mut buried) = (0, 0, 0, 0);
     for seed in 1..=2_000 {
         let mut world = World::new(seed);
         for _ in 0..200 {
@@ -514,11 +504,49 @@ fn no_history_gives_an_address_twice() {
         got += world.got;
         again += world.again;
         moved += world.moved;
+        buried += world.buried;
     }
     // A model in which nothing happens would hold as well.
     assert!(got > 20_000, "{got} addresses were given");
+    assert!(buried > 100, "nodes were inherited from {buried} times");
     assert!(
         again > 2_000 && moved > 1_000,
         "tenants came again {again} times, {moved} times to another node"
     );
+}
+
+/// Several that miss the same node at once, each with a mark of its own, come to an end all the same.
+#[test]
+fn a_node_that_many_miss_is_buried() {
+    let gone = NodeLife { node: "n0".into(), verified: true, boot: "b".into(), life: "l".into() };
+    let mut pool = Pool::default();
+    for offset in 1..4 {
+        pool.entries.insert(offset, Entry::of_node(&gone, &Mark::None, None));
+    }
+    let mut askers = ["a", "b", "c"].map(|life| Ledger::new("b", life));
+    let mut freed = None;
+    for minute in 0..60 {
+        for (at, asker) in askers.iter_mut().enumerate() {
+            let millis = (minute * 60 + at as u64) * 1000;
+            let now = Moment { uptime: millis, wall: millis };
+            match bury(asker, &pool, &gone, &format!("{minute}-{at}"), now) {
+                Burial::Waiting => {}
+                Burial::Condemned(change) => {
+                    assert_eq!((minute, at), (0, 0), "one mark will do");
+                    pool = pool.changed(&change);
+                }
+                Burial::Inherited(change) => {
+                    pool = pool.changed(&change);
+                    freed.get_or_insert(minute);
+                }
+            }
+            if pool.entries.is_empty() {
+                break;
+            }
+        }
+        if pool.entries.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((freed, pool.entries.len()), (Some(20), 0));
 }

@@ -187,3 +187,55 @@ fn an_address_that_others_have_does_not_wait_for_a_tenant() {
     let left = cluster.allocations("10.46.0.0-30");
     assert!(left.len() == 1 && left["2"]["id"].as_str().unwrap().contains(":=pod/"), "{left:?}");
 }
+
+#[test]
+fn sets_that_share_a_subnet_share_the_addresses_of_a_claim() {
+    let cluster = Cluster::start();
+    let (one, two) = (cluster.node("n1"), cluster.node("n2"));
+    let part =
+        |first: &str, last: &str| json!({"range": "10.47.0.0/24", "range_start": first, "range_end": last});
+    let parts = json!([part("10.47.0.10", "10.47.0.19"), part("10.47.0.30", "10.47.0.39")]);
+    let alike = json!([{"range": "10.48.0.0/24"}, {"range": "10.48.0.0/24"}]);
+    for (ranges, claim, asked, wanted) in [
+        (&parts, "turned", json!(["10.47.0.33/24", "10.47.0.12/24"]), ["10.47.0.12/24", "10.47.0.33/24"]),
+        (&parts, "half", json!(["10.47.0.34/24"]), ["10.47.0.10/24", "10.47.0.34/24"]),
+        (&parts, "outside", json!(["10.47.0.35/24", "10.47.0.77/24"]), ["10.47.0.77/24", "10.47.0.35/24"]),
+        (&alike, "alike", json!(["10.48.0.7/24", "10.48.0.5/24"]), ["10.48.0.7/24", "10.48.0.5/24"]),
+        (&alike, "twice", json!(["10.48.0.9/24", "10.48.0.9/24"]), ["10.48.0.9/24", "10.48.0.1/24"]),
+    ] {
+        cluster.make_claim(claim, "net");
+        let status = json!({"status": {"ips": asked}});
+        cluster.send("PATCH", &format!("{}/status", cluster.claim_path(claim)), &status).unwrap();
+        let ipam = json!({"ipRanges": ranges, "args": {"cni": {"ipam-claim-reference": claim}}});
+        for (node, container) in [(&one, "a"), (&two, "b")] {
+            let container = format!("{claim}-{container}");
+            assert_eq!(add(node, &ipam, claim, &container).unwrap(), wanted, "{claim}");
+            assert_eq!(add(node, &ipam, claim, &container).unwrap(), wanted, "{claim}, asked again");
+            del(node, &ipam, claim, &container);
+        }
+    }
+}
+
+#[test]
+fn a_suspicion_ends_when_the_tenant_is_back() {
+    let cluster = Cluster::start();
+    let (one, two) = (cluster.node("n1"), cluster.node("n2"));
+    cluster.stateful_set("db", 1);
+    cluster.pod("db-0", Some("db"));
+    let ipam = json!({"range": "10.49.0.0/31", "sticky": true});
+    let had = add(&one, &ipam, "db-0", "first").unwrap();
+    del(&one, &ipam, "db-0", "first");
+    add(&two, &ipam, "other", "other").unwrap();
+    cluster.delete_pod("db-0");
+    cluster.scale("db", 0);
+    for _ in 0..2 {
+        assert!(add(&two, &ipam, "new", "new").is_err(), "not missing for long");
+        two.wait_a_minute();
+        cluster.scale("db", 1);
+        cluster.pod("db-0", Some("db"));
+        assert_eq!(add(&two, &ipam, "db-0", "again").unwrap(), had);
+        del(&two, &ipam, "db-0", "again");
+        cluster.delete_pod("db-0");
+        cluster.scale("db", 0);
+    }
+}
