@@ -413,6 +413,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_brought_for_a_tenant_goes_back_under_the_claim_lock_only() {
+        let tenant = Some(Tenant::Claim { name: "ns/vm".into() });
+        let slot = |tenant| Slot { state: Use::Idle, reserved: false, past: None, tenant };
+        let now = Moment { uptime: 0, wall: 0 };
+        let mut ledger = Ledger::new("b", "l");
+        ledger.slots.extend([(1, slot(tenant)), (2, slot(None))]);
+        ledger.mark_surplus(now);
+        let states =
+            |ledger: &Ledger| ledger.slots.values().map(|slot| slot.state.clone()).collect::<Vec<_>>();
+        assert_eq!(states(&ledger), [Use::Idle, Use::Returning]);
+        ledger.slots.remove(&2);
+        assert!(ledger.has_news(), "somebody has to look after it");
+        ledger.mark_vacant(now);
+        assert_eq!(states(&ledger), [Use::Returning]);
+    }
+
+    #[test]
     fn a_suspicion_is_renewed_or_forgotten() {
         let at = |seconds: u64| Moment { uptime: seconds * 1000, wall: seconds * 1000 };
         let minute = Duration::from_secs(60);

@@ -187,22 +187,6 @@ mod tests {
     }
 
     #[test]
-    fn what_was_brought_for_a_tenant_goes_back_under_the_claim_lock_only() {
-        let tenant = Some(crate::tenant::Tenant::Claim { name: "ns/vm".into() });
-        let slot = |tenant| Slot { state: Use::Idle, reserved: false, past: None, tenant };
-        let mut ledger = Ledger::new("b", "l");
-        ledger.slots.extend([(1, slot(tenant)), (2, slot(None))]);
-        ledger.mark_surplus(now().unwrap());
-        let states =
-            |ledger: &Ledger| ledger.slots.values().map(|slot| slot.state.clone()).collect::<Vec<_>>();
-        assert_eq!(states(&ledger), [Use::Idle, Use::Returning]);
-        ledger.slots.remove(&2);
-        assert!(ledger.has_news(), "somebody has to look after it");
-        ledger.mark_vacant(now().unwrap());
-        assert_eq!(states(&ledger), [Use::Returning]);
-    }
-
-    #[test]
     fn older_programs_read_a_ledger_without_tenants() {
         let tenant = crate::tenant::Tenant::Claim { name: "ns/vm".into() };
         for (tenant, wanted) in [(None, 1), (Some(tenant), 2)] {
