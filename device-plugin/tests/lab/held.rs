@@ -10,7 +10,7 @@ use crate::plugin::Plugin;
 async fn what_a_container_holds_stays_in_the_list() {
     let pf = Pf::take();
     let plugin = Plugin::start(&json!([
-        {"resourceName": "net", "selectors": {"drivers": ["igbvf"], "pfNames": [pf.name]}},
+        {"resourceName": "net", "ignoreLink": true, "selectors": {"drivers": ["igbvf"], "pfNames": [pf.name]}},
         {"resourceName": "dpdk", "selectors": {"drivers": ["vfio-pci"], "pfNames": [pf.name]}},
     ]));
     let (mut net, mut dpdk) = (plugin.list("net").await, plugin.list("dpdk").await);
