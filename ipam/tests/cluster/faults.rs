@@ -147,8 +147,8 @@ fn the_runtime_calls_again_until_the_address_of_a_tenant_is_back() {
     let cluster = Cluster::simulated();
     let server = cluster.server.as_ref().unwrap();
     let (one, two) = (cluster.node("n1"), cluster.node("n2"));
-    cluster.pod("web-0", Some("web"));
-    cluster.pod("other", None);
+    cluster.pod_of("web", "web-0");
+    cluster.pod("other");
     let ipam = json!({"range": "10.26.0.0/24", "sticky": true});
     let call = |command, pod: &str| one.request(command, &ipam, pod, pod);
     for pod in ["web-0", "other"] {

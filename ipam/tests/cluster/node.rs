@@ -85,13 +85,7 @@ impl Cluster {
             ["ippools", "overlappingrangeipreservations"].iter().all(|kind| self.list(kind).is_ok())
                 && self.send("GET", "/apis/k8s.cni.cncf.io/v1alpha1/ipamclaims", &Value::Null).is_ok()
         };
-        for _ in 0..100 {
-            if served() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        panic!("the definitions are not served");
+        self.until("the definitions to be served", served);
     }
 
     pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> kube::Result<Value> {
@@ -142,46 +136,92 @@ impl Cluster {
         self.post(&path, &reservation).unwrap();
     }
 
-    /// Makes a pod; with the name of a StatefulSet, one of it.
-    pub(crate) fn pod(&self, name: &str, set: Option<&str>) {
-        let base = format!("/api/v1/namespaces/{}", self.namespace);
-        // Without it a real API server takes no pods. No controller makes it here.
-        drop(self.post(&format!("{base}/serviceaccounts"), &json!({"metadata": {"name": "default"}})));
-        let owners = set.map(|set| {
-            json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": set, "uid": "u", "controller": true}])
-        });
-        let pod = json!({
-            "metadata": {"name": name, "ownerReferences": owners},
-            "spec": {"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i"}]},
-        });
-        self.post(&format!("{base}/pods"), &pod).unwrap();
+    /// Makes a pod.
+    pub(crate) fn pod(&self, name: &str) {
+        self.make_pod(name, &Value::Null);
     }
 
-    /// Removes a pod at once.
+    /// Makes a pod of a StatefulSet. On a real cluster a controller makes it, and removes those without a set.
+    pub(crate) fn pod_of(&self, set: &str, name: &str) {
+        if self.server.is_none() {
+            let ordinal: u32 = name.rsplit_once('-').unwrap().1.parse().unwrap();
+            if self.send("GET", &self.set_path(set), &Value::Null).is_err() {
+                self.stateful_set(set, ordinal + 1);
+            }
+            return self.until(&format!("pod {name} to be made"), || self.pod_exists(name));
+        }
+        let owners = json!([
+            {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": set, "uid": "u", "controller": true},
+        ]);
+        self.make_pod(name, &owners);
+    }
+
+    fn make_pod(&self, name: &str, owners: &Value) {
+        self.service_account();
+        let metadata = json!({"name": name, "ownerReferences": owners});
+        let pod = json!({"metadata": metadata, "spec": pod_spec()});
+        self.post(&format!("/api/v1/namespaces/{}/pods", self.namespace), &pod).unwrap();
+    }
+
+    /// Without it a real API server takes no pods, and a controller makes it after a while.
+    fn service_account(&self) {
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts", self.namespace);
+        drop(self.post(&path, &json!({"metadata": {"name": "default"}})));
+    }
+
+    fn pod_path(&self, name: &str) -> String {
+        format!("/api/v1/namespaces/{}/pods/{name}", self.namespace)
+    }
+
+    fn pod_exists(&self, name: &str) -> bool {
+        self.send("GET", &self.pod_path(name), &Value::Null).is_ok()
+    }
+
+    /// Removes a pod of a StatefulSet at once. On a real cluster it comes back as long as the set has room for it.
     pub(crate) fn delete_pod(&self, name: &str) {
-        let path = format!("/api/v1/namespaces/{}/pods/{name}?gracePeriodSeconds=0", self.namespace);
-        self.send("DELETE", &path, &Value::Null).unwrap();
+        let path = format!("{}?gracePeriodSeconds=0", self.pod_path(name));
+        let deleted = self.send("DELETE", &path, &Value::Null);
+        assert!(deleted.is_ok() || self.server.is_none(), "{deleted:?}");
+    }
+
+    fn set_path(&self, name: &str) -> String {
+        format!("/apis/apps/v1/namespaces/{}/statefulsets/{name}", self.namespace)
     }
 
     /// Makes a StatefulSet of so many pods.
     pub(crate) fn stateful_set(&self, name: &str, replicas: u32) {
+        self.service_account();
         let labels = json!({"app": name});
         let set = json!({
             "metadata": {"name": name},
             "spec": {
                 "replicas": replicas, "serviceName": name, "selector": {"matchLabels": labels},
-                "template": {
-                    "metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]},
-                },
+                // The next one does not wait for the one before to be ready: none ever is.
+                "podManagementPolicy": "Parallel",
+                "template": {"metadata": {"labels": labels}, "spec": pod_spec()},
             },
         });
-        self.post(&format!("/apis/apps/v1/namespaces/{}/statefulsets", self.namespace), &set).unwrap();
+        self.post(self.set_path("").trim_end_matches('/'), &set).unwrap();
     }
 
-    /// Scales a StatefulSet.
+    /// Scales a StatefulSet, and waits until a real cluster has followed.
     pub(crate) fn scale(&self, name: &str, replicas: u32) {
-        let path = format!("/apis/apps/v1/namespaces/{}/statefulsets/{name}", self.namespace);
-        self.send("PATCH", &path, &json!({"spec": {"replicas": replicas}})).unwrap();
+        self.send("PATCH", &self.set_path(name), &json!({"spec": {"replicas": replicas}})).unwrap();
+        if self.server.is_none() {
+            self.until("the pods that are too many to be gone", || {
+                !self.pod_exists(&format!("{name}-{replicas}"))
+            });
+        }
+    }
+
+    fn until(&self, what: &str, mut reached: impl FnMut() -> bool) {
+        for _ in 0..300 {
+            if reached() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("waited 30 s for {what} in {}", self.namespace);
     }
 
     /// Where a claim is, or all of them.
@@ -225,6 +265,14 @@ impl Cluster {
             },
         }
     }
+}
+
+/// No node runs it: the suite counts what runs on the nodes.
+fn pod_spec() -> Value {
+    json!({
+        "automountServiceAccountToken": false, "schedulerName": "nobody",
+        "containers": [{"name": "c", "image": "i"}],
+    })
 }
 
 /// A node.

@@ -19,9 +19,9 @@ fn a_pod_of_a_stateful_set_has_its_address_on_every_node() {
     let nodes: Vec<_> = (0..3).map(|number| cluster.node(&format!("n{number}"))).collect();
     cluster.stateful_set("web", 2);
     for pod in ["web-0", "web-1"] {
-        cluster.pod(pod, Some("web"));
+        cluster.pod_of("web", pod);
     }
-    cluster.pod("alone-0", None);
+    cluster.pod("alone-0");
     let ipam = json!({"ipRanges": [{"range": "10.40.0.0/24"}, {"range": "fd40::/64"}], "sticky": true});
     let first = add(&nodes[0], &ipam, "web-0", "c0").unwrap();
     let other = add(&nodes[1], &ipam, "web-1", "c1").unwrap();
@@ -58,7 +58,7 @@ fn what_waits_for_nobody_any_more_is_given_to_others() {
     let ipam = json!({"range": "10.41.0.0/30", "sticky": true});
     let mut had = Vec::new();
     for pod in ["db-0", "db-1"] {
-        cluster.pod(pod, Some("db"));
+        cluster.pod_of("db", pod);
         had.extend(add(&one, &ipam, pod, pod).unwrap());
         del(&one, &ipam, pod, pod);
         cluster.delete_pod(pod);
@@ -73,7 +73,7 @@ fn what_waits_for_nobody_any_more_is_given_to_others() {
     two.wait_a_minute();
     let got = add(&two, &ipam, "new", "new").unwrap();
     assert_eq!(got[0], had[1]);
-    cluster.pod("db-0", Some("db"));
+    cluster.pod_of("db", "db-0");
     assert_eq!(add(&two, &ipam, "db-0", "again").unwrap()[0], had[0]);
     let reservations = cluster.names("overlappingrangeipreservations");
     assert_eq!(reservations.len(), 2, "{reservations:?}");
@@ -98,7 +98,7 @@ fn a_stateful_set_keeps_what_it_has_from_the_peer() {
     for address in ["10.42.0.1", "10.42.0.9"] {
         cluster.peer_reservation(address, &podref);
     }
-    cluster.pod("web-0", Some("web"));
+    cluster.pod_of("web", "web-0");
     for ipam in [json!({"range": "10.42.0.0/24", "sticky": true}), json!({"range": "10.42.0.0/24"})] {
         assert_eq!(add(&node, &ipam, "web-0", "c").unwrap(), ["10.42.0.9/24"], "{ipam}");
         assert_eq!(cluster.allocations("10.42.0.0-24").len(), 3);
@@ -144,7 +144,7 @@ fn a_claim_is_found_in_the_annotation_where_the_runtime_does_not_tell_it() {
     let cluster = Cluster::start();
     let node = cluster.node("n1");
     cluster.make_claim("vm", "net");
-    cluster.pod("vm-a", None);
+    cluster.pod("vm-a");
     let networks = r#"[{"name": "x", "ipam-claim-reference": "vm"}]"#;
     let path = format!("/api/v1/namespaces/{}/pods/vm-a", cluster.namespace);
     let annotation = json!({"metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": networks}}});
@@ -163,7 +163,7 @@ fn a_claim_is_found_in_the_annotation_where_the_runtime_does_not_tell_it() {
 fn in_a_list_of_ranges_a_tenant_finds_its_own() {
     let cluster = Cluster::start();
     let (one, two) = (cluster.node("n1"), cluster.node("n2"));
-    cluster.pod("web-0", Some("web"));
+    cluster.pod_of("web", "web-0");
     let ipam = json!({"ipRanges": [[{"range": "10.45.0.0/31"}, {"range": "10.45.1.0/24"}]], "sticky": true});
     one.add(&ipam, "a");
     one.add(&ipam, "b");
@@ -178,7 +178,7 @@ fn in_a_list_of_ranges_a_tenant_finds_its_own() {
 fn an_address_that_others_have_does_not_wait_for_a_tenant() {
     let cluster = Cluster::start();
     let node = cluster.node("n1");
-    cluster.pod("web-0", Some("web"));
+    cluster.pod_of("web", "web-0");
     cluster.peer_reservation("10.46.0.1", "ns/peer");
     let ipam = json!({"range": "10.46.0.0/30", "sticky": true});
     assert_eq!(add(&node, &ipam, "web-0", "c").unwrap(), ["10.46.0.2/30"]);
@@ -221,7 +221,7 @@ fn a_suspicion_ends_when_the_tenant_is_back() {
     let cluster = Cluster::start();
     let (one, two) = (cluster.node("n1"), cluster.node("n2"));
     cluster.stateful_set("db", 1);
-    cluster.pod("db-0", Some("db"));
+    cluster.pod_of("db", "db-0");
     let ipam = json!({"range": "10.49.0.0/31", "sticky": true});
     let had = add(&one, &ipam, "db-0", "first").unwrap();
     del(&one, &ipam, "db-0", "first");
@@ -232,7 +232,7 @@ fn a_suspicion_ends_when_the_tenant_is_back() {
         assert!(add(&two, &ipam, "new", "new").is_err(), "not missing for long");
         two.wait_a_minute();
         cluster.scale("db", 1);
-        cluster.pod("db-0", Some("db"));
+        cluster.pod_of("db", "db-0");
         assert_eq!(add(&two, &ipam, "db-0", "again").unwrap(), had);
         del(&two, &ipam, "db-0", "again");
         cluster.delete_pod("db-0");
