@@ -31,7 +31,7 @@ const GATHER: Duration = Duration::from_millis(150);
 const REGULARLY: Duration = Duration::from_secs(30);
 /// How long a look at the devices waits for kubelet: a hung one must not delay the news of an event.
 const KUBELET_LIMIT: Duration = Duration::from_millis(500);
-/// The same for the regular look, which is in no hurry.
+/// The same for the first look and the regular ones, which are in no hurry.
 const KUBELET_REGULAR_LIMIT: Duration = Duration::from_secs(2);
 /// How soon kubelet is asked again if it did not say what containers hold, at first and at last.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -60,7 +60,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Error> {
     if let Some(address) = options.status_address.clone() {
         daemon.serve_status(address);
     }
-    daemon.scan(KUBELET_LIMIT).await;
+    daemon.scan(KUBELET_REGULAR_LIMIT).await;
     let mut scan_at = daemon.ask_again_at();
     let mut regular_at = Instant::now() + REGULARLY;
     loop {

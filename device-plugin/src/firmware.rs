@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use host::PciAddress;
 use host::netlink::{Devlink, DevlinkDevice, Error};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use crate::aside::aside;
 use crate::config::{Conf, DeviceType, Selector};
 use crate::ddptool::DdpTool;
 use crate::device::Device;
@@ -21,17 +23,17 @@ use crate::inventory::Scope;
 const PACKAGE: &str = "fw.app.name";
 /// Whether the driver makes an RDMA device (`Documentation/networking/devlink/devlink-params.rst`).
 const ENABLE_RDMA: &str = "enable_rdma";
-/// How long a look waits for all answers together.
+/// How long a look waits for all answers together; what comes later is there for the next one.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// What is known from earlier looks.
 #[derive(Debug, Default)]
 pub(crate) struct Firmware {
-    devlink: Option<Devlink>,
-    tool: DdpTool,
     profiles: BTreeMap<PciAddress, Profile>,
     /// Whether a device has an RDMA device, wherever it is.
     rdma: BTreeMap<String, bool>,
+    /// Answers that are still to come.
+    asked: Option<oneshot::Receiver<Answers>>,
 }
 
 /// The DDP profile of a NIC, by the PF of its functions.
@@ -60,78 +62,61 @@ impl Firmware {
         self.profiles.retain(|pf, _| questions.profiles.contains_key(pf));
         self.rdma.retain(|id, _| questions.rdma.contains_key(id));
         if questions == Questions::default() {
-            self.devlink = None;
             return devices;
         }
-        if timeout(LIMIT, self.ask(&questions)).await.is_err() {
-            tracing::warn!("the firmware is slow to answer; keeping what was known");
-        }
+        self.ask(&questions).await;
         self.tell(&questions, &mut devices);
         devices
     }
 
+    /// Asks, or waits for the answers to what an earlier look asked: a firmware that is slow is not asked twice at once.
     async fn ask(&mut self, questions: &Questions) {
-        let devlink = match self.connected().await {
-            Ok(devlink) => devlink,
-            Err(error) => {
-                tracing::warn!(%error, "cannot ask devlink; keeping what was known");
-                self.devlink = None;
-                return;
+        let mut answers = match self.asked.take() {
+            Some(asked) => asked,
+            None => {
+                let (rdma, due) = (questions.rdma.clone(), self.due(questions));
+                match aside(move || Answers::get(rdma, due)) {
+                    Ok(asked) => asked,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot ask the firmware; keeping what was known");
+                        return;
+                    }
+                }
             }
         };
-        let devlink = devlink.as_ref();
-        for (id, device) in &questions.rdma {
-            let Some((devlink, _)) = devlink.filter(|(_, present)| present.contains(device)) else {
-                // A driver that does not speak devlink makes no hidden RDMA device.
-                self.rdma.remove(id);
-                continue;
-            };
-            match devlink.flag(device, ENABLE_RDMA).await {
-                Ok(flag) => drop(self.rdma.insert(id.clone(), flag == Some(true))),
-                Err(error) => tracing::warn!(%error, "keeping what was known"),
+        match timeout(LIMIT, &mut answers).await {
+            Ok(Ok(answers)) => self.learn(answers),
+            Ok(Err(_)) => tracing::warn!("the question to the firmware failed; keeping what was known"),
+            Err(_) => {
+                tracing::warn!("the firmware is slow to answer; keeping what was known");
+                self.asked = Some(answers);
             }
         }
-        for (pf, functions) in self.due(questions) {
-            let told = match devlink {
-                Some((devlink, present)) => package(devlink, present, pf, functions).await,
-                None => Ok(None),
-            };
-            let name = match (told, functions.first()) {
-                (Err(error), _) => {
-                    tracing::warn!(%error, "keeping what was known");
-                    continue;
-                }
-                (Ok(None), Some(function)) => match self.tool.profile(*function, pf).await {
-                    Ok(name) => name,
-                    Err(error) => {
-                        tracing::warn!(%pf, %error, "ddptool tells no profile; keeping what was known");
-                        self.profiles.get(&pf).and_then(|profile| profile.name.clone())
-                    }
-                },
-                (Ok(name), _) => name,
+    }
+
+    fn learn(&mut self, answers: Answers) {
+        for (id, has_rdma) in answers.rdma {
+            match has_rdma {
+                Some(has_rdma) => drop(self.rdma.insert(id, has_rdma)),
+                None => drop(self.rdma.remove(&id)),
+            }
+        }
+        for (pf, answer) in answers.profiles {
+            let name = match answer {
+                Answer::Profile(name) => name,
+                Answer::AsBefore => self.profiles.get(&pf).and_then(|profile| profile.name.clone()),
             };
             self.profiles.insert(pf, Profile { name, asked: Instant::now(), is_due: false });
         }
     }
 
-    /// devlink, and the devices that speak it; `None` if the kernel does not.
-    async fn connected(&mut self) -> Result<Option<(Devlink, BTreeSet<DevlinkDevice>)>, Error> {
-        if self.devlink.is_none() {
-            self.devlink = Devlink::connect().await?;
-        }
-        match &self.devlink {
-            Some(devlink) => Ok(Some((devlink.clone(), devlink.devices().await?))),
-            None => Ok(None),
-        }
-    }
-
     /// The NICs to be asked for their profile: those first that were not asked for the longest time, so that slow
     /// ones do not keep others from their turn.
-    fn due<'q>(&self, questions: &'q Questions) -> Vec<(PciAddress, &'q BTreeSet<PciAddress>)> {
+    fn due(&self, questions: &Questions) -> Vec<(PciAddress, BTreeSet<PciAddress>)> {
         let asked = |pf: &PciAddress| self.profiles.get(pf).map(|profile| profile.asked);
         let is_due = |pf: &PciAddress| self.profiles.get(pf).is_none_or(|profile| profile.is_due);
         let due = questions.profiles.iter().filter(|(pf, _)| is_due(pf));
-        let mut due: Vec<_> = due.map(|(pf, functions)| (*pf, functions)).collect();
+        let mut due: Vec<_> = due.map(|(pf, functions)| (*pf, functions.clone())).collect();
         due.sort_by_key(|(pf, _)| asked(pf));
         due
     }
@@ -153,6 +138,79 @@ impl Firmware {
             }
         }
     }
+}
+
+/// What was learnt. Of what is not in it nothing was: it stays as it was, and is asked again.
+#[derive(Debug, Default)]
+struct Answers {
+    profiles: Vec<(PciAddress, Answer)>,
+    /// `None` of a driver that does not speak devlink: it makes no hidden RDMA device.
+    rdma: Vec<(String, Option<bool>)>,
+}
+
+/// What a NIC answered.
+#[derive(Debug)]
+enum Answer {
+    Profile(Option<String>),
+    /// It could not say, and will not be able to soon.
+    AsBefore,
+}
+
+impl Answers {
+    async fn get(
+        rdma: BTreeMap<String, DevlinkDevice>,
+        profiles: Vec<(PciAddress, BTreeSet<PciAddress>)>,
+    ) -> Self {
+        let mut answers = Self::default();
+        let devlink = match connected().await {
+            Ok(devlink) => devlink,
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask devlink; keeping what was known");
+                return answers;
+            }
+        };
+        let devlink = devlink.as_ref();
+        for (id, device) in rdma {
+            let Some((devlink, _)) = devlink.filter(|(_, present)| present.contains(&device)) else {
+                answers.rdma.push((id, None));
+                continue;
+            };
+            match devlink.flag(&device, ENABLE_RDMA).await {
+                Ok(flag) => answers.rdma.push((id, Some(flag == Some(true)))),
+                Err(error) => tracing::warn!(%error, "keeping what was known"),
+            }
+        }
+        let tool = DdpTool::default();
+        for (pf, functions) in profiles {
+            let told = match devlink {
+                Some((devlink, present)) => package(devlink, present, pf, &functions).await,
+                None => Ok(None),
+            };
+            let answer = match (told, functions.first()) {
+                (Err(error), _) => {
+                    tracing::warn!(%error, "keeping what was known");
+                    continue;
+                }
+                (Ok(None), Some(function)) => match tool.profile(*function, pf).await {
+                    Ok(name) => Answer::Profile(name),
+                    Err(error) => {
+                        tracing::warn!(%pf, %error, "ddptool tells no profile; keeping what was known");
+                        Answer::AsBefore
+                    }
+                },
+                (Ok(name), _) => Answer::Profile(name),
+            };
+            answers.profiles.push((pf, answer));
+        }
+        answers
+    }
+}
+
+/// devlink, and the devices that speak it; `None` if the kernel does not.
+async fn connected() -> Result<Option<(Devlink, BTreeSet<DevlinkDevice>)>, Error> {
+    let Some(devlink) = Devlink::connect().await? else { return Ok(None) };
+    let present = devlink.devices().await?;
+    Ok(Some((devlink, present)))
 }
 
 /// The active package by devlink: as a VF has it, or else its PF.
@@ -298,6 +356,21 @@ mod tests {
             .map(|device| (&*device.id, device.ddp_profile.as_deref(), device.rdma_enabled))
             .collect();
         assert_eq!(told, [("0000:3b:10.0", Some("x"), false), ("0000:3b:10.1", Some("x"), true)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_comes_late_is_there_for_the_next_look() {
+        let wanted = questions(r#"{"pfNames": ["ens1"], "ddpProfiles": ["x"]}"#);
+        let (tell, asked) = oneshot::channel();
+        let mut firmware = Firmware { asked: Some(asked), ..Firmware::default() };
+        firmware.ask(&wanted).await;
+        assert!(firmware.profiles.is_empty() && firmware.asked.is_some());
+        let pf = address("0000:3b:00.0");
+        let late = Answers { profiles: vec![(pf, Answer::Profile(Some("x".into())))], rdma: Vec::new() };
+        tell.send(late).unwrap();
+        firmware.ask(&wanted).await;
+        assert_eq!(firmware.profiles[&pf].name.as_deref(), Some("x"));
+        assert!(firmware.asked.is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod allocations;
+mod aside;
 mod away;
 mod cdi;
 mod changes;
