@@ -172,13 +172,20 @@ mod tests {
                 priority: Some(50),
                 mtu: Some(1300),
                 advmss: Some(1200),
+                source: Some("192.0.2.1".parse().unwrap()),
                 ..Route::to("0.0.0.0/0".parse().unwrap())
+            };
+            let on_link = Route {
+                gateway: Some("198.51.100.1".parse().unwrap()),
+                interface: Some(index),
+                is_onlink: true,
+                ..Route::to("203.0.113.0/24".parse().unwrap())
             };
             let in_table =
                 Route { table: 1000, priority: Some(7), ..Route::to("2001:db8:1::/48".parse().unwrap()) };
             let in_table = Route { gateway: Some("2001:db8::2".parse().unwrap()), ..in_table };
             let in_table = Route { interface: Some(index), ..in_table };
-            for route in [&default, &in_table] {
+            for route in [&default, &in_table, &on_link] {
                 netlink.add_route(route).await.unwrap();
                 assert!(netlink.add_route(route).await.unwrap_err().is_exists());
                 netlink.replace_route(route).await.unwrap();
@@ -186,7 +193,7 @@ mod tests {
             }
             assert_eq!(netlink.default_routes().await.unwrap(), std::slice::from_ref(&default));
             assert!(default.uses(index) && !default.uses(index + 1));
-            for route in [&default, &in_table] {
+            for route in [&default, &in_table, &on_link] {
                 netlink.remove_route(route).await.unwrap();
                 assert!(netlink.remove_route(route).await.unwrap_err().is_not_found());
             }

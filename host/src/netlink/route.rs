@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+};
 use rtnetlink::RouteMessageBuilder;
 
 use super::addr::ip;
@@ -20,6 +22,7 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
@@ -29,6 +32,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const RTN_UNICAST: u8 = 1;
 const RTM_F_CLONED: u32 = 0x200;
+const RTNH_F_ONLINK: u32 = 4;
 
 /// The main routing table.
 const RT_TABLE_MAIN: u32 = 254;
@@ -48,6 +52,10 @@ pub struct Route {
     pub table: u32,
     /// `RT_SCOPE_*`: 0 universe, 253 link, 254 host.
     pub scope: u8,
+    /// The address that packets of the host itself get as their source; `None` lets the kernel choose.
+    pub source: Option<IpAddr>,
+    /// Whether the next hop is taken to be on the link, though no address of the interface says so.
+    pub is_onlink: bool,
     /// Path MTU in bytes.
     pub mtu: Option<u32>,
     /// Advertised TCP maximum segment size in bytes.
@@ -67,6 +75,8 @@ impl Route {
             priority: None,
             table: RT_TABLE_MAIN,
             scope: 0,
+            source: None,
+            is_onlink: false,
             mtu: None,
             advmss: None,
             next_hops: Vec::new(),
@@ -87,7 +97,8 @@ impl Route {
 
     fn parse(body: &[u8]) -> Option<Self> {
         let [family, prefix, _src, _tos, table, _protocol, scope, kind, ..] = *body else { return None };
-        if kind != RTN_UNICAST || u32_at(body, 8)? & RTM_F_CLONED != 0 {
+        let flags = u32_at(body, 8)?;
+        if kind != RTN_UNICAST || flags & RTM_F_CLONED != 0 {
             return None;
         }
         let any = match family {
@@ -95,13 +106,15 @@ impl Route {
             AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             _ => return None,
         };
-        let mut route = Self { table: table.into(), scope, ..Self::to(IpNet::new(any, 0).ok()?) };
+        let is_onlink = flags & RTNH_F_ONLINK != 0;
+        let mut route = Self { table: table.into(), scope, is_onlink, ..Self::to(IpNet::new(any, 0).ok()?) };
         let mut address = any;
         for (kind, value) in attributes(body.get(HEADER_LENGTH..)?) {
             match kind {
                 RTA_DST => address = ip(value)?,
                 RTA_OIF => route.interface = u32_at(value, 0),
                 RTA_GATEWAY => route.gateway = ip(value),
+                RTA_PREFSRC => route.source = ip(value),
                 RTA_PRIORITY => route.priority = u32_at(value, 0),
                 RTA_TABLE => route.table = u32_at(value, 0)?,
                 RTA_METRICS => {
@@ -135,6 +148,12 @@ impl Route {
         }
         if let Some(gateway) = self.gateway {
             message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+        }
+        if let Some(source) = self.source {
+            message.attributes.push(RouteAttribute::PrefSource(source.into()));
+        }
+        if self.is_onlink {
+            message.header.flags |= RouteFlags::Onlink;
         }
         let metrics = [self.mtu.map(RouteMetric::Mtu), self.advmss.map(RouteMetric::Advmss)];
         let metrics: Vec<_> = metrics.into_iter().flatten().collect();
