@@ -15,6 +15,9 @@ const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// What a pipe always takes without a reader (the smallest capacity Linux gives one).
 const PIPE_ROOM: usize = 4096;
 
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
 /// The variables of a call that are not the verb. Unset ones reach the plugin as empty texts, so that nothing
 /// of our own environment shines through.
 #[derive(Clone, Copy, Debug, Default)]
@@ -175,11 +178,17 @@ fn complaint(output: &Output) -> Error {
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     if stdout.trim().is_empty() {
-        return Error::internal(if stderr.trim().is_empty() {
+        // Somebody ended it in the middle: whatever it was doing is still to be done.
+        let code = match output.status.signal() {
+            Some(SIGKILL | SIGTERM) => Error::TRY_AGAIN_LATER,
+            _ => Error::INTERNAL,
+        };
+        let text = if stderr.trim().is_empty() {
             format!("netplugin failed with no error message: {how}")
         } else {
             format!("netplugin failed: {:?}: {how}", stderr.trim_end())
-        });
+        };
+        return Error::new(code, text);
     }
     match Error::parse(&output.stdout) {
         Ok(error) if !error.msg.is_empty() => error,
@@ -194,7 +203,7 @@ fn complaint(output: &Output) -> Error {
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(9)) => "signal: killed (did the kernel run out of memory? see its log)".to_owned(),
+        (None, Some(SIGKILL)) => "signal: killed (did the kernel run out of memory? see its log)".to_owned(),
         (None, Some(signal)) => format!("signal: {signal}"),
         (None, None) => "unknown status".to_owned(),
     }

@@ -113,11 +113,25 @@ impl Runtime {
     /// # Errors
     /// Everything that failed, in one message, with the code of the first.
     pub fn gc(&self, list: &NetworkList, valid: &[AttachmentId]) -> Result<(), Error> {
+        self.gc_of(list, valid, self.cache().attachments(None)?)
+    }
+
+    /// As [`gc`](Self::gc), with the attachments that were `known` before `valid` was made: what is attached meanwhile is
+    /// in neither, and stays.
+    ///
+    /// # Errors
+    /// As for [`gc`](Self::gc).
+    pub fn gc_of(
+        &self,
+        list: &NetworkList,
+        valid: &[AttachmentId],
+        known: Vec<CachedAttachment>,
+    ) -> Result<(), Error> {
         if list.disable_gc {
             return Ok(());
         }
         let mut errors = Vec::new();
-        for cached in self.cache().attachments(None)? {
+        for cached in known {
             let id =
                 AttachmentId { container_id: cached.container_id.clone(), ifname: cached.ifname.clone() };
             if cached.network != list.name || valid.contains(&id) {

@@ -102,7 +102,7 @@ fn failures_are_told_as_well_as_they_can_be() {
         ("stderr", 999, "netplugin failed: \"oops\": exit status 1"),
         ("text", 999, "netplugin failed but error parsing its diagnostic message \"panic: nil\""),
         ("empty", 0, "netplugin failed with no error message: exit status 1"),
-        ("killed", 999, "netplugin failed with no error message: signal: killed"),
+        ("killed", 11, "netplugin failed with no error message: signal: killed"),
         ("absent", 5, "cannot run plugin"),
     ];
     for (plugin, code, part) in table {

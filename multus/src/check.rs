@@ -118,6 +118,14 @@ pub async fn gc<T>(
     }
     let runtime = conf.runtime();
     for (network, (list, mut valid)) in networks {
+        // Read before what is valid is: an attachment comes to be known after its sandbox is on record.
+        let known = match runtime.cache().attachments(None) {
+            Ok(known) => known,
+            Err(error) => {
+                errors.push(Error::Conf(error));
+                continue;
+            }
+        };
         // The turns are held until the network is done, so that nobody attaches what is being collected.
         let (turns, now) = match attached_now(conf, &records, request, &stale, &turn) {
             Ok(now) => now,
@@ -127,7 +135,7 @@ pub async fn gc<T>(
             }
         };
         valid.extend(now.into_iter().filter(|(name, _)| *name == network).flat_map(|(_, (_, now))| now));
-        let collected = runtime.gc(&list, &valid);
+        let collected = runtime.gc_of(&list, &valid, known);
         drop(turns);
         if let Err(source) = collected {
             errors.push(Error::Delegate {
