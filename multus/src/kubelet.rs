@@ -38,7 +38,7 @@ pub async fn devices(node: &Node, pod: &Pod) -> Result<DevicePool, Error> {
             ))
         };
         let bytes = std::fs::read(&node.checkpoint).map_err(neither)?;
-        checkpoint::devices_of(&bytes, &pod.uid)
+        checkpoint::devices_of(&bytes, pod.uid_on_node())
             .map_err(|e| failed(format!("its checkpoint {file} cannot be understood: {e}")))?
     };
     Ok(DevicePool::new(&containers))

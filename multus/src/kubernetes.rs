@@ -34,6 +34,8 @@ pub const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Annotation of every pod that kubelet got from a file, and of its mirror: the UID that kubelet made for it.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// How long one request may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -64,6 +66,13 @@ impl Pod {
     #[must_use]
     pub fn is_static(&self) -> bool {
         self.annotations.get(CONFIG_SOURCE).is_some_and(|source| source != "api")
+    }
+
+    /// The UID by which kubelet knows the pod: of one from a file, the hash of its configuration.
+    #[must_use]
+    pub fn uid_on_node(&self) -> &str {
+        let hash = self.annotations.get(CONFIG_HASH).filter(|_| self.is_static());
+        hash.unwrap_or(&self.uid)
     }
 }
 
