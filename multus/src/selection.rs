@@ -147,6 +147,14 @@ pub enum SelectionError {
         /// The element's network.
         network: String,
     },
+    /// A port mapping that nobody can make.
+    #[error("portMappings of network {network}: {what}")]
+    PortMapping {
+        /// What is wrong, and what is right.
+        what: String,
+        /// The element's network.
+        network: String,
+    },
     /// The default network is not exactly one.
     #[error("the annotation v1.multus-cni.io/default-network names {0} networks; it takes exactly one")]
     NotOne(usize),
@@ -305,7 +313,26 @@ fn validate(selection: &Selection) -> Result<(), SelectionError> {
     {
         return Err(SelectionError::Guid { guid: guid.clone(), network: network() });
     }
+    if let Some(what) = selection.port_mappings.iter().find_map(PortMapping::fault) {
+        return Err(SelectionError::PortMapping { what, network: network() });
+    }
     Ok(())
+}
+
+impl PortMapping {
+    /// What is wrong with it. Left to the plugin, it would be refused there or, worse, not be made.
+    fn fault(&self) -> Option<String> {
+        const PROTOCOLS: [&str; 4] = ["", "tcp", "udp", "sctp"];
+        let Self { host_port, container_port, protocol, host_ip } = self;
+        if *host_port == 0 || *container_port == 0 {
+            return Some("hostPort and containerPort must be from 1 to 65535".to_owned());
+        }
+        if !PROTOCOLS.iter().any(|known| known.eq_ignore_ascii_case(protocol)) {
+            return Some(format!("protocol is {protocol:?}; it must be tcp, udp or sctp"));
+        }
+        (!host_ip.is_empty() && host_ip.parse::<IpAddr>().is_err())
+            .then(|| format!("hostIP is {host_ip:?}; it must be an IP address of the node"))
+    }
 }
 
 /// How many bytes a link address has, in one of the notations of the field: pairs of digits joined by `:` or
@@ -429,6 +456,18 @@ mod tests {
             (r#"[{"name": "a", "default-route": ["10.0.0"]}]"#, "\"default-route\""),
             (r#"[{"name": "a", "cni-args": []}]"#, "\"cni-args\""),
             (r#"[{"name": "a", "portMappings": [{"hostPort": 70000}]}]"#, "\"hostPort\""),
+            (
+                r#"[{"name": "a", "portMappings": [{"hostPort": 80}]}]"#,
+                "portMappings of network a: hostPort and",
+            ),
+            (
+                r#"[{"name": "a", "portMappings": [{"hostPort": 1, "containerPort": 2, "protocol": "icmp"}]}]"#,
+                "protocol is \"icmp\"",
+            ),
+            (
+                r#"[{"name": "a", "portMappings": [{"hostPort": 1, "containerPort": 2, "hostIP": "eth0"}]}]"#,
+                "hostIP is \"eth0\"",
+            ),
         ] {
             let text = parse(annotation).unwrap_err().to_string();
             assert!(text.contains(part), "{annotation}: {text}");
