@@ -123,6 +123,19 @@ impl DevicePlugin {
     }
 }
 
+impl DevicePlugin {
+    /// What `-explain` says of every device, beside the running plugin.
+    ///
+    /// # Errors
+    /// It fails, or says what cannot be understood.
+    pub fn explain(&self) -> Result<Value> {
+        let mut explain = command(&self.program, Path::new(CONFIG));
+        let output = explain.args(["-explain", "-output", "json"]).output().context("run -explain")?;
+        ensure!(output.status.success(), "-explain: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).context("decode what -explain says")
+    }
+}
+
 impl Drop for DevicePlugin {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) && self.end(Signal::SIGTERM).is_err() {

@@ -90,6 +90,9 @@ pub const ALL: &[Scenario] = &[
         Box::pin(netdevice::as_asked(s))
     }),
     Scenario::any("a pod gets two VFs from one resource", |s| Box::pin(netdevice::two_of_one_resource(s))),
+    Scenario::any("the device plugin explains who holds a pod's VF and where its interface is", |s| {
+        Box::pin(advertise::explained(s))
+    }),
     Scenario::any("pods on one VLAN reach each other and no pod on another", |s| {
         Box::pin(vlan::isolation(s))
     }),
