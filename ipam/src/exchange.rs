@@ -159,7 +159,8 @@ fn claim(
         return;
     }
     let room = demand.range.capacity().saturating_sub(after.used(demand.range));
-    let size = block(room, after, me, want.block);
+    let nodes = after.nodes().iter().filter(|node| !node.is_same_node(me)).count() as u128 + 1;
+    let size = block(room, demand.range.capacity(), nodes, want.block);
     let count = usize::try_from(size).unwrap_or(usize::MAX);
     // Where there is little room, there is none to spread in.
     let blocks = if size == 1 { 1 } else { (room / size).clamp(1, SPREAD) };
@@ -254,14 +255,17 @@ fn former(after: &Pool, demand: &Demand<'_>, want: &Want<'_>) -> Option<u128> {
     after.entries.iter().find(is_its).map(|(offset, _)| *offset)
 }
 
-/// How many addresses a node asks for: a part of its share of the room, so that blocks shrink to single addresses as
-/// the pool fills and no node runs dry while another hoards.
-fn block(room: u128, pool: &Pool, me: &NodeLife, configured: Option<u128>) -> u128 {
+/// How many addresses a node asks for: a part of its share of the `room` of so much `capacity`, and once more than half
+/// is taken a smaller part, so that blocks shrink to single addresses before no node but one that hoards has any.
+fn block(room: u128, capacity: u128, nodes: u128, configured: Option<u128>) -> u128 {
     match configured {
         Some(size) => size.min(room / SHARE).max(1),
         None => {
-            let others = pool.nodes().iter().filter(|node| !node.is_same_node(me)).count() as u128;
-            (room / (SHARE * (others + 1).max(FEWEST_NODES))).clamp(1, LARGEST_BLOCK)
+            let share = (room / (SHARE * nodes.max(FEWEST_NODES))).min(u32::MAX.into());
+            // In 64 bits each, so that the product has room.
+            let scale = 64_u32.saturating_sub(capacity.leading_zeros());
+            let half = (capacity >> scale).div_ceil(2).max(1);
+            (share * (room >> scale).min(half) / half).clamp(1, LARGEST_BLOCK)
         }
     }
 }
@@ -330,4 +334,31 @@ pub fn dismiss(ledger: &mut Ledger, pool: &Pool, sought: &[Stranger]) {
         let is_there = |entry: &Entry| entry.id == stranger.container && entry.ifname == stranger.ifname;
         !sought.contains(stranger) || pool.entries.values().any(is_there)
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_shrink_with_the_room() {
+        let wide = 1 << 64;
+        for (room, capacity, nodes, configured, expected) in [
+            (920, 1022, 1, None, 57),
+            (511, 1022, 1, None, 31),
+            (511, 1022, 10, None, 25),
+            (255, 1022, 1, None, 7),
+            (52, 1022, 1, None, 1),
+            (2, 2, 1, None, 1),
+            (0, 2, 1, None, 1),
+            (wide - 5, wide, 3, None, 64),
+            (u128::MAX, u128::MAX, 500, None, 64),
+            (wide, u128::MAX, 1, None, 1),
+            (100, 254, 1, Some(64), 50),
+            (0, 254, 1, Some(64), 1),
+        ] {
+            let size = block(room, capacity, nodes, configured);
+            assert_eq!(size, expected, "{room} of {capacity}, {nodes} nodes, {configured:?}");
+        }
+    }
 }
