@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use host::PciAddress;
 use host::netlink::{Devlink, DevlinkDevice, Error};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
 use crate::aside::aside;
 use crate::config::{Conf, DeviceType, Selector};
@@ -33,7 +33,7 @@ pub(crate) struct Firmware {
     /// Whether a device has an RDMA device, wherever it is.
     rdma: BTreeMap<String, bool>,
     /// Answers that are still to come.
-    asked: Option<oneshot::Receiver<Answers>>,
+    asked: Option<mpsc::UnboundedReceiver<Answer>>,
 }
 
 /// The DDP profile of a NIC, by the PF of its functions.
@@ -71,43 +71,48 @@ impl Firmware {
 
     /// Asks, or waits for the answers to what an earlier look asked: a firmware that is slow is not asked twice at once.
     async fn ask(&mut self, questions: &Questions) {
-        let mut answers = match self.asked.take() {
-            Some(asked) => asked,
+        let earlier = self.asked.take();
+        let is_late = earlier.is_some();
+        let mut answers = match earlier {
+            Some(answers) => answers,
             None => {
                 let (rdma, due) = (questions.rdma.clone(), self.due(questions));
-                match aside(move || Answers::get(rdma, due)) {
-                    Ok(asked) => asked,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot ask the firmware; keeping what was known");
-                        return;
-                    }
+                let (tell, answers) = mpsc::unbounded_channel();
+                if let Err(error) = aside(move || answer(rdma, due, tell)) {
+                    tracing::warn!(%error, "cannot ask the firmware; keeping what was known");
+                    return;
                 }
+                answers
             }
         };
-        match timeout(LIMIT, &mut answers).await {
-            Ok(Ok(answers)) => self.learn(answers),
-            Ok(Err(_)) => tracing::warn!("the question to the firmware failed; keeping what was known"),
-            Err(_) => {
-                tracing::warn!("the firmware is slow to answer; keeping what was known");
-                self.asked = Some(answers);
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match timeout_at(deadline, answers.recv()).await {
+                Ok(Some(answer)) => self.learn(answer, is_late),
+                Ok(None) => return,
+                Err(_) => {
+                    tracing::warn!("the firmware is slow to answer; keeping what was known");
+                    self.asked = Some(answers);
+                    return;
+                }
             }
         }
     }
 
-    fn learn(&mut self, answers: Answers) {
-        for (id, has_rdma) in answers.rdma {
-            match has_rdma {
-                Some(has_rdma) => drop(self.rdma.insert(id, has_rdma)),
-                None => drop(self.rdma.remove(&id)),
+    /// A late answer may be older than an event that has come since: its NIC is asked again.
+    fn learn(&mut self, answer: Answer, is_late: bool) {
+        let (pf, name) = match answer {
+            Answer::Rdma(id, has_rdma) => {
+                self.rdma.remove(&id);
+                self.rdma.extend(has_rdma.map(|has_rdma| (id, has_rdma)));
+                return;
             }
-        }
-        for (pf, answer) in answers.profiles {
-            let name = match answer {
-                Answer::Profile(name) => name,
-                Answer::AsBefore => self.profiles.get(&pf).and_then(|profile| profile.name.clone()),
-            };
-            self.profiles.insert(pf, Profile { name, asked: Instant::now(), is_due: false });
-        }
+            Answer::Profile(pf, name) => (pf, name),
+            Answer::ProfileAsBefore(pf) => {
+                (pf, self.profiles.get(&pf).and_then(|profile| profile.name.clone()))
+            }
+        };
+        self.profiles.insert(pf, Profile { name, asked: Instant::now(), is_due: is_late });
     }
 
     /// The NICs to be asked for their profile: those first that were not asked for the longest time, so that slow
@@ -140,69 +145,56 @@ impl Firmware {
     }
 }
 
-/// What was learnt. Of what is not in it nothing was: it stays as it was, and is asked again.
-#[derive(Debug, Default)]
-struct Answers {
-    profiles: Vec<(PciAddress, Answer)>,
-    /// `None` of a driver that does not speak devlink: it makes no hidden RDMA device.
-    rdma: Vec<(String, Option<bool>)>,
-}
-
-/// What a NIC answered.
+/// What was learnt. Of what no answer comes nothing was: it stays as it was, and is asked again.
 #[derive(Debug)]
 enum Answer {
-    Profile(Option<String>),
-    /// It could not say, and will not be able to soon.
-    AsBefore,
+    Profile(PciAddress, Option<String>),
+    /// The NIC could not say, and will not be able to soon.
+    ProfileAsBefore(PciAddress),
+    /// Whether the device has an RDMA device; `None` of a driver that does not speak devlink: it makes no hidden one.
+    Rdma(String, Option<bool>),
 }
 
-impl Answers {
-    async fn get(
-        rdma: BTreeMap<String, DevlinkDevice>,
-        profiles: Vec<(PciAddress, BTreeSet<PciAddress>)>,
-    ) -> Self {
-        let mut answers = Self::default();
-        let devlink = match connected().await {
-            Ok(devlink) => devlink,
-            Err(error) => {
-                tracing::warn!(%error, "cannot ask devlink; keeping what was known");
-                return answers;
-            }
+/// Asks for everything in turn, and tells each answer as it comes.
+async fn answer(
+    rdma: BTreeMap<String, DevlinkDevice>,
+    profiles: Vec<(PciAddress, BTreeSet<PciAddress>)>,
+    tell: mpsc::UnboundedSender<Answer>,
+) {
+    // Nobody may want to know any more.
+    let tell = |answer| drop(tell.send(answer));
+    let devlink = match connected().await {
+        Ok(devlink) => devlink,
+        Err(error) => return tracing::warn!(%error, "cannot ask devlink; keeping what was known"),
+    };
+    let devlink = devlink.as_ref();
+    for (id, device) in rdma {
+        let Some((devlink, _)) = devlink.filter(|(_, present)| present.contains(&device)) else {
+            tell(Answer::Rdma(id, None));
+            continue;
         };
-        let devlink = devlink.as_ref();
-        for (id, device) in rdma {
-            let Some((devlink, _)) = devlink.filter(|(_, present)| present.contains(&device)) else {
-                answers.rdma.push((id, None));
-                continue;
-            };
-            match devlink.flag(&device, ENABLE_RDMA).await {
-                Ok(flag) => answers.rdma.push((id, Some(flag == Some(true)))),
-                Err(error) => tracing::warn!(%error, "keeping what was known"),
-            }
+        match devlink.flag(&device, ENABLE_RDMA).await {
+            Ok(flag) => tell(Answer::Rdma(id, Some(flag == Some(true)))),
+            Err(error) => tracing::warn!(%error, "keeping what was known"),
         }
-        let tool = DdpTool::default();
-        for (pf, functions) in profiles {
-            let told = match devlink {
-                Some((devlink, present)) => package(devlink, present, pf, &functions).await,
-                None => Ok(None),
-            };
-            let answer = match (told, functions.first()) {
-                (Err(error), _) => {
-                    tracing::warn!(%error, "keeping what was known");
-                    continue;
+    }
+    let tool = DdpTool::default();
+    for (pf, functions) in profiles {
+        let told = match devlink {
+            Some((devlink, present)) => package(devlink, present, pf, &functions).await,
+            None => Ok(None),
+        };
+        match (told, functions.first()) {
+            (Err(error), _) => tracing::warn!(%error, "keeping what was known"),
+            (Ok(None), Some(function)) => match tool.profile(*function, pf).await {
+                Ok(name) => tell(Answer::Profile(pf, name)),
+                Err(error) => {
+                    tracing::warn!(%pf, %error, "ddptool tells no profile; keeping what was known");
+                    tell(Answer::ProfileAsBefore(pf));
                 }
-                (Ok(None), Some(function)) => match tool.profile(*function, pf).await {
-                    Ok(name) => Answer::Profile(name),
-                    Err(error) => {
-                        tracing::warn!(%pf, %error, "ddptool tells no profile; keeping what was known");
-                        Answer::AsBefore
-                    }
-                },
-                (Ok(name), _) => Answer::Profile(name),
-            };
-            answers.profiles.push((pf, answer));
+            },
+            (Ok(name), _) => tell(Answer::Profile(pf, name)),
         }
-        answers
     }
 }
 
@@ -359,18 +351,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_comes_late_is_there_for_the_next_look() {
-        let wanted = questions(r#"{"pfNames": ["ens1"], "ddpProfiles": ["x"]}"#);
-        let (tell, asked) = oneshot::channel();
+    async fn a_slow_nic_keeps_no_other_waiting_and_its_answer_is_there_for_the_next_look() {
+        let wanted = questions(r#"{"ddpProfiles": ["x"]}"#);
+        let [quick, slow] = ["0000:3b:00.0", "0000:5e:00.0"].map(address);
+        let profile = |pf| Answer::Profile(pf, Some("x".into()));
+        let (tell, asked) = mpsc::unbounded_channel();
         let mut firmware = Firmware { asked: Some(asked), ..Firmware::default() };
+        tell.send(profile(quick)).unwrap();
         firmware.ask(&wanted).await;
-        assert!(firmware.profiles.is_empty() && firmware.asked.is_some());
-        let pf = address("0000:3b:00.0");
-        let late = Answers { profiles: vec![(pf, Answer::Profile(Some("x".into())))], rdma: Vec::new() };
-        tell.send(late).unwrap();
+        assert_eq!(firmware.profiles.keys().collect::<Vec<_>>(), [&quick]);
+        assert!(firmware.asked.is_some());
+        tell.send(profile(slow)).unwrap();
+        drop(tell);
         firmware.ask(&wanted).await;
-        assert_eq!(firmware.profiles[&pf].name.as_deref(), Some("x"));
+        assert_eq!(firmware.profiles[&slow].name.as_deref(), Some("x"));
         assert!(firmware.asked.is_none());
+        // An event may have come after the question.
+        assert_eq!(firmware.due(&wanted).len(), 2);
     }
 
     #[test]
