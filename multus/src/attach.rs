@@ -349,16 +349,6 @@ mod tests {
     }
 
     #[test]
-    fn kubelet_knows_a_pod_from_a_file_by_its_hash() {
-        for (source, uid) in [("file", "hash"), ("http", "hash"), ("api", "mirror")] {
-            let annotations = [("config.source", source), ("config.hash", "hash")]
-                .map(|(key, text)| (format!("kubernetes.io/{key}"), text.to_owned()));
-            let pod = Pod { uid: "mirror".into(), annotations: annotations.into(), ..Pod::default() };
-            assert_eq!(pod.uid_on_node(), uid, "{source}");
-        }
-    }
-
-    #[test]
     fn a_pod_that_is_gone_gets_nothing() {
         let result = nothing(&request("{}"));
         let text = String::from_utf8(result.to_json(Version::V0_4_0).unwrap()).unwrap();

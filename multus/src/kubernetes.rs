@@ -395,6 +395,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kubelet_knows_a_pod_from_a_file_by_its_hash() {
+        for (source, uid) in [("file", "hash"), ("http", "hash"), ("api", "mirror")] {
+            let annotations = [("config.source", source), ("config.hash", "hash")]
+                .map(|(key, text)| (format!("kubernetes.io/{key}"), text.to_owned()));
+            let pod = Pod { uid: "mirror".into(), annotations: annotations.into(), ..Pod::default() };
+            assert_eq!(pod.uid_on_node(), uid, "{source}");
+        }
+    }
+
+    #[test]
     fn what_may_pass_by_itself_is_tried_again() {
         let modified = "Operation cannot be fulfilled on pods \"p\": the object has been modified; please apply your changes";
         let made_anew = "Precondition failed: UID in precondition: u, UID in object meta: v";
