@@ -256,7 +256,7 @@ fn former(after: &Pool, demand: &Demand<'_>, want: &Want<'_>) -> Option<u128> {
 }
 
 /// How many addresses a node asks for: a part of its share of the `room` of so much `capacity`, and once more than half
-/// is taken a smaller part, so that blocks shrink to single addresses before no node but one that hoards has any.
+/// is taken a smaller part, so that blocks shrink to single addresses before nodes run dry while others hoard.
 fn block(room: u128, capacity: u128, nodes: u128, configured: Option<u128>) -> u128 {
     match configured {
         Some(size) => size.min(room / SHARE).max(1),

@@ -121,9 +121,7 @@ impl DevicePlugin {
         };
         Ok((status, fs::read_to_string(&output)?))
     }
-}
 
-impl DevicePlugin {
     /// What `-explain` says of every device, beside the running plugin.
     ///
     /// # Errors
