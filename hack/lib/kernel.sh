@@ -10,8 +10,9 @@ GUEST_MODULES=(virtio_net igb igbvf vfio-pci vfio_iommu_type1 macvlan ipvlan 802
     nft_compat nft_chain_nat ip_tables iptable_nat iptable_filter vrf tun af_packet tcp_bbr sch_tbf sch_ingress cls_u32
     act_mirred ifb ip_set 9p 9pnet_virtio)
 INITRAMFS_MODULES=(9p 9pnet_virtio overlay)
+DISK_MODULES=(virtio_blk ext4) # loaded where the guest has a disk
 
-# Sets KERNEL_DIR (vmlinuz, vmlinux, initrd, lib/modules/VERSION) and KERNEL_VERSION; fetches the kernel the first time.
+# Sets KERNEL_DIR (vmlinuz, vmlinux, lib/modules/VERSION), KERNEL_VERSION and INITRAMFS; fetches the kernel the first time.
 use_kernel() {
     local dir
     for dir in "$GUEST_KERNELS"/*/; do
@@ -20,7 +21,9 @@ use_kernel() {
     done
     [[ -n ${KERNEL_DIR:-} ]] || fetch_kernel
     KERNEL_VERSION=${KERNEL_DIR##*/}
-    if [[ ! -e $KERNEL_DIR/initrd || $REPO/hack/lab.d/initramfs-init -nt $KERNEL_DIR/initrd ]]; then make_initramfs; fi
+    # Several trees share the cache: each has its own.
+    INITRAMFS=$KERNEL_DIR/initrd-$(cat "$REPO/hack/lab.d/initramfs-init" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-12)
+    [[ -e $INITRAMFS ]] || make_initramfs
 }
 
 fetch_kernel() {
@@ -89,19 +92,34 @@ unpack_modules() {
 }
 
 make_initramfs() {
-    local root file
+    local root
     root=$(mktemp -d "$KERNEL_DIR/.root.XXXXXX")
     mkdir -p "$root"/{bin,modules,proc,sys,dev,host,mem,root}
     cp "$(command -v busybox)" "$root/bin/busybox"
     cp "$REPO/hack/lab.d/initramfs-init" "$root/init"
     chmod 755 "$root/init"
-    module_files "$KERNEL_DIR" "$KERNEL_VERSION" "${INITRAMFS_MODULES[@]}" | while read -r file; do
-        cp "$file" "$root/modules/"
-        printf '%s\n' "${file##*/}" >>"$root/modules/order"
-    done
+    add_modules "$root/modules" order "${INITRAMFS_MODULES[@]}"
+    add_modules "$root/modules" order.disk "${DISK_MODULES[@]}"
     archive "$root" >"$root.initrd"
-    mv "$root.initrd" "$KERNEL_DIR/initrd"
+    mv "$root.initrd" "$INITRAMFS"
     rm -rf "$root"
+}
+
+# add_modules DIR ORDER MODULE...: modules and what they depend on into DIR, their names in load order into DIR/ORDER.
+add_modules() {
+    local dir=$1 order=$2 file name
+    shift 2
+    module_files "$KERNEL_DIR" "$KERNEL_VERSION" "$@" | while read -r file; do
+        name=${file##*/}
+        name=${name%%.ko*}.ko
+        # Busybox loads none that is compressed.
+        case $file in
+        *.xz) xz -dc "$file" ;;
+        *.zst) zstd -dqc "$file" ;;
+        *) cat "$file" ;;
+        esac >"$dir/$name"
+        printf '%s\n' "$name" >>"$dir/$order"
+    done
 }
 
 # archive DIR: an initramfs archive of DIR on standard output. The kernel unpacks concatenated archives in turn.

@@ -134,7 +134,7 @@ qemu_has_igb() { qemu-system-x86_64 -device help 2>/dev/null | grep '^name "igb"
 # Everything a guest needs from the host. Quick when all is there; once a day's first run may cost a minute.
 install_lab_packages() {
     local codename backports=() stamp=$CACHE/lab-packages
-    local packages=(kmod udev xz-utils zstd cpio busybox-static dropbear-bin openssh-client iproute2 iputils-ping procps
+    local packages=(kmod udev xz-utils zstd cpio e2fsprogs busybox-static dropbear-bin openssh-client iproute2 iputils-ping procps
         iptables nftables ethtool util-linux jq openssl strace tcpdump containernetworking-plugins containerd runc dpdk)
 
     mkdir -p "$CACHE"

@@ -23,7 +23,7 @@ probe_kvm() {
     dir=$(mktemp -d)
     mkdir "$dir/lab"
     printf 'LAB_PROBE=1\n' >"$dir/lab/conf"
-    { cat "$KERNEL_DIR/initrd" && archive "$dir"; } >"$dir.initrd"
+    { cat "$INITRAMFS" && archive "$dir"; } >"$dir.initrd"
     output=$(timeout -k 1 20 qemu-system-x86_64 -enable-kvm -cpu host -machine q35,kernel-irqchip=split -m 512M -display none -no-reboot -nodefaults \
         -kernel "$(kernel_image)" -initrd "$dir.initrd" -append "console=ttyS0 quiet panic=-1" \
         -device intel-iommu,intremap=on -serial stdio </dev/null 2>/dev/null)
@@ -54,10 +54,18 @@ LAB_REPO='$REPO'
 LAB_MODULES='$KERNEL_DIR/lib/modules'
 LAB_VFS=$VFS
 LAB_HUGEPAGES=$HUGEPAGES
+LAB_DISK=$DISK
 LAB_CI='${CI:-}'
 EOC
     cp "$LAB/run/authorized_keys" "$LAB/run/hostkey" "$dir/lab/"
-    { cat "$KERNEL_DIR/initrd" && archive "$dir"; } >"$LAB/run/node$node.initrd"
+    { cat "$INITRAMFS" && archive "$dir"; } >"$LAB/run/node$node.initrd"
+}
+
+# The disk of a guest: as large as it may ever want, because only what is written takes room here.
+make_disk() {
+    local disk=$LAB/run/node$1.disk
+    truncate -s 16G "$disk"
+    mkfs.ext4 -q -F -m 0 "$disk"
 }
 
 # The guest's memory as QEMU options. With RAM above 4 GiB at boot, the firmware also puts the VFs' registers up there,
@@ -104,6 +112,10 @@ start_node() {
         -fsdev "local,id=share,path=$SHARE,security_model=none,multidevs=remap"
         -device virtio-9p-pci,fsdev=share,mount_tag=share
     )
+    # Unsafe when this host loses its power, not when a guest does: what reached QEMU is in the host's cache.
+    if [[ $DISK == yes ]]; then
+        args+=(-drive "file=$LAB/run/node$node.disk,if=none,id=disk,format=raw,cache=unsafe" -device virtio-blk-pci,drive=disk)
+    fi
     for ((pf = 0; pf < PFS; pf++)); do
         args+=(-device "pcie-root-port,id=rp$pf,slot=$((pf + 1)),chassis=$pf,bus=pcie.0")
         if ((NODES > 1)); then
