@@ -32,6 +32,17 @@ node_up() {
     say "nodes have joined; they are Ready once a CNI configuration is in the guest's /etc/cni/net.d"
 }
 
+# A guest that runs on is left alone.
+node_resume() {
+    local node
+    control_plane_healthy || die "lab '$LAB' has no Kubernetes that could go on: hack/kubernetes up"
+    for node in $(node_names); do
+        [[ -e $NODES/$node/node.env ]] || die "$node was no node: hack/kubernetes up"
+        node_exec "$node" "$PARTS/guest" resume "$NODES/$node" ||
+            die "node $node did not start; logs: $NODES/$node/log"
+    done
+}
+
 # The names under which the lab's guests join, which are their host names.
 node_names() { sed 's/^/node/' "$INSTANCE/run/nodes"; }
 
