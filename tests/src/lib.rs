@@ -7,6 +7,7 @@ pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod inside;
+pub mod keep;
 pub mod neighbour;
 pub mod node;
 pub mod pod;

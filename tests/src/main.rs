@@ -10,7 +10,7 @@ use e2e::node::Grade;
 use e2e::prepare::Sources;
 use e2e::session::Setup;
 use e2e::terminal::Terminal;
-use e2e::{demo, run, scenarios, sim};
+use e2e::{demo, keep, run, scenarios, sim};
 use tracing_subscriber::EnvFilter;
 
 /// Shows that pods get SR-IOV virtual functions as they should. Runs as root on the node, whose files it changes.
@@ -41,6 +41,16 @@ enum Verb {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Prepares this node of a cluster, which may have others, and keeps it so until SIGTERM.
+    ///
+    /// May be called again, after a reboot for one. Pods and networks are left as they are.
+    Node {
+        #[command(flatten)]
+        sources: SourceArgs,
+        /// The cluster; this node has its host name there.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: PathBuf,
+    },
     /// Measures what the programs cost, and compares it; see docs/benchmarks.md.
     Bench {
         /// What is measured.
@@ -70,15 +80,21 @@ struct NodeArgs {
     /// What surrounds the programs under test.
     #[arg(long, value_enum, default_value = "sim")]
     node: NodeKind,
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// The cluster, for --node kubernetes.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct SourceArgs {
     /// Folder with multus, sriov and the device plugin.
     #[arg(long, value_name = "DIR")]
     programs: PathBuf,
     /// Folder with the reference CNI plugins.
     #[arg(long, value_name = "DIR", default_value = "/usr/lib/cni")]
     reference: PathBuf,
-    /// The cluster, for --node kubernetes.
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
     /// How many VFs are bound to vfio-pci.
     #[arg(long, value_name = "N", default_value_t = 2)]
     vfio: usize,
@@ -103,13 +119,14 @@ impl NodeArgs {
                 NodeKind::Kubernetes => Grade::Kubernetes,
             },
             kubeconfig: self.kubeconfig,
-            sources: Sources {
-                programs: self.programs,
-                reference: self.reference,
-                vfio: self.vfio,
-                thick: self.thick,
-            },
+            sources: self.sources.into(),
         }
+    }
+}
+
+impl From<SourceArgs> for Sources {
+    fn from(args: SourceArgs) -> Sources {
+        Sources { programs: args.programs, reference: args.reference, vfio: args.vfio, thick: args.thick }
     }
 }
 
@@ -139,6 +156,9 @@ fn act(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Bench { bench, options, output } => {
             bench::run(bench, &options, &output).map(|()| ExitCode::SUCCESS)
+        }
+        Verb::Node { sources, kubeconfig } => {
+            on_node(async { keep::keep(&sources.into(), &kubeconfig).await.map(|()| true) })
         }
         Verb::Demo { node } => on_node(async { demo::tell(&node.setup()).await.map(|()| true) }),
     }
