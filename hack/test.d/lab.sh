@@ -130,3 +130,17 @@ stage_kubernetes() {
     scenario_gaps
     lab_stages_end
 }
+
+stage_nodes() {
+    local code=0
+    lab_possible || return 0
+    shipped_programs
+    boot_lab --nodes 2 --pfs 1 --vfs 4 --memory 1536M --hugepages 64 --disk
+    on_leash "$$" "$INSTANCE/test-leash" env PODRAIL_LAB="$PODRAIL_LAB" "$REPO/hack/kubernetes" down
+    "$REPO/hack/kubernetes" up
+    "$REPO/hack/test.d/two-nodes" "$PROGRAMS" >"$LOGS/two-nodes" || code=$?
+    cat "$LOGS/two-nodes"
+    count "$(grep -c '^ok: ' "$LOGS/two-nodes")" "$(grep -c '^FAILED: ' "$LOGS/two-nodes")"
+    grep -q '^FAILED: ' "$LOGS/two-nodes" || check "the pods' story came to its end" test "$code" = 0
+    lab_stages_end
+}
