@@ -64,6 +64,7 @@ EOC
 # The disk of a guest: as large as it may ever want, because only what is written takes room here.
 make_disk() {
     local disk=$LAB/run/node$1.disk
+    rm -f "$disk"
     truncate -s 16G "$disk"
     mkfs.ext4 -q -F -m 0 "$disk"
 }
