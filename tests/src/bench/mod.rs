@@ -35,7 +35,8 @@ pub enum Bench {
     Ipam,
     /// `sriov-device-plugin` on fake trees of up to 2048 VFs, against the bare reading of their files; needs root.
     DevicePlugin,
-    /// `multus` with delegates that do nothing, against a stand-in for the API server; needs root.
+    /// `multus` with delegates that do nothing, against a stand-in for the API server, and a real one (`--kubeconfig`); needs
+    /// root.
     Multus,
 }
 
@@ -51,7 +52,7 @@ pub struct Options {
     /// How many measured rounds.
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub rounds: usize,
-    /// An administrator's kubeconfig of a cluster in which deploy/whereabouts.yaml was applied.
+    /// An administrator's kubeconfig of a real cluster; for ipam one in which deploy/whereabouts.yaml was applied.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 }

@@ -1,15 +1,16 @@
 //! ADD and DEL of `multus` with delegates that do nothing, against the least that starting those delegates can cost.
-//! The API server is the suite's stand-in, over TLS.
+//! The API server is the suite's stand-in, over TLS; with `--kubeconfig` a real one, too.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::Options;
 use super::call::{Call, Cost};
 use super::row::{Aim, Row};
 use super::trial::{Subject, interleave, median};
+use crate::cluster::Cluster;
 use crate::sim::apiserver::{ApiServer, Verb};
 use crate::sim::runtime::netns;
 
@@ -26,26 +27,39 @@ const WALL_BOUNDS: [f64; 2] = [5.0, 1.5];
 /// Megabytes of memory that a call may take.
 const MEMORY_BOUND: f64 = 6.0;
 
+/// The cluster whose objects multus reads.
+struct Objects<'a> {
+    kubeconfig: PathBuf,
+    /// The stand-in also tells what was asked of it.
+    stand_in: Option<&'a ApiServer>,
+}
+
 /// Measures in `folder`, which also gets the state of multus.
 pub(super) fn measure(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let server = runtime.block_on(ApiServer::start()).context("start the API server")?;
-    std::fs::write(folder.join("kubeconfig"), server.kubeconfig(None))?;
-    runtime.block_on(objects(&server))?;
+    let kubeconfig = folder.join("kubeconfig");
+    std::fs::write(&kubeconfig, server.kubeconfig(None))?;
+    let mut clusters = vec![Objects { kubeconfig, stand_in: Some(&server) }];
+    clusters.extend(options.kubeconfig.clone().map(|kubeconfig| Objects { kubeconfig, stand_in: None }));
     netns::remove(Path::new(NETNS))?;
     netns::create(Path::new(NETNS))?;
-    let mut rows = Vec::new();
-    let measured = SECONDARY.iter().try_for_each(|secondary| {
-        rows.extend(of_pod(options, folder, &server, *secondary)?);
-        anyhow::Ok(())
+    let measured = clusters.iter().try_fold(Vec::new(), |mut rows, objects| {
+        runtime.block_on(create(&objects.kubeconfig))?;
+        for secondary in SECONDARY {
+            rows.extend(of_pod(options, folder, objects, secondary)?);
+        }
+        Ok(rows)
     });
     netns::remove(Path::new(NETNS))?;
-    measured.map(|()| rows)
+    measured
 }
 
 /// Pods by the number of networks they name, and the networks.
-async fn objects(server: &ApiServer) -> Result<()> {
-    let client = server.client().await.map_err(|error| anyhow!("connect to the API server: {error}"))?;
+async fn create(kubeconfig: &Path) -> Result<()> {
+    let cluster = Cluster::connect(kubeconfig).await?;
+    cluster.define_nads().await?;
+    let client = cluster.client();
     let create = async |path: &str, object: &Value| -> Result<()> {
         let request = http::Request::post(path)
             .header("content-type", "application/json")
@@ -67,7 +81,11 @@ async fn objects(server: &ApiServer) -> Result<()> {
             "metadata": {
                 "name": pod(secondary), "annotations": {"k8s.v1.cni.cncf.io/networks": networks.join(",")},
             },
-            "spec": {"nodeName": "node", "containers": [{"name": "c", "image": "i"}]},
+            // On no node: a real cluster would soon delete it from one that there is not.
+            "spec": {
+                "schedulerName": "nobody", "automountServiceAccountToken": false,
+                "containers": [{"name": "c", "image": "i"}],
+            },
         });
         create(&format!("/api/v1/namespaces/{NAMESPACE}/pods"), &pod).await?;
     }
@@ -82,10 +100,10 @@ fn pod(secondary: usize) -> String {
     format!("pod-{secondary}")
 }
 
-fn of_pod(options: &Options, folder: &Path, server: &ApiServer, secondary: usize) -> Result<Vec<Row>> {
+fn of_pod(options: &Options, folder: &Path, objects: &Objects<'_>, secondary: usize) -> Result<Vec<Row>> {
     let primary = json!({"cniVersion": "1.0.0", "name": "primary", "type": "podrail-delegate"});
     let conf = json!({
-        "cniVersion": "1.0.0", "name": "multus", "type": "multus", "kubeconfig": folder.join("kubeconfig"),
+        "cniVersion": "1.0.0", "name": "multus", "type": "multus", "kubeconfig": objects.kubeconfig,
         "binDir": options.programs, "cniDir": folder.join("state"), "delegates": [primary],
     });
     let call = |program: &str, verb: &'static str, stdin: &Value| Call {
@@ -116,7 +134,8 @@ fn of_pod(options: &Options, folder: &Path, server: &ApiServer, secondary: usize
     for ((((verb, call), bound), ours), floor) in
         VERBS.into_iter().zip(calls).zip(WALL_BOUNDS).zip(ours).zip(floor)
     {
-        let case = |what: &str| format!("{verb} 1 + {secondary} networks, {what}");
+        let place = if objects.stand_in.is_some() { "" } else { "real API server, " };
+        let case = |what: &str| format!("{place}{verb} 1 + {secondary} networks, {what}");
         let (wall, cpu) = (|cost: &Cost| cost.wall, |cost: &Cost| cost.cpu);
         let aim = (secondary == 1).then_some(Aim::Value(bound));
         let (ours_wall, floor_wall) = (median(ours, wall), median(floor, wall));
@@ -130,9 +149,12 @@ fn of_pod(options: &Options, folder: &Path, server: &ApiServer, secondary: usize
         rows.push(Row::new(case("wall above its delegates"), ours_wall - floor_wall, "ms", None, None));
         let (ours, floor) = (median(ours, cpu), median(floor, cpu));
         rows.push(Row::new(case("CPU, multus / its delegates alone"), ours, "ms", Some(floor), None));
-        server.clear_requests();
+        if let Some(server) = objects.stand_in {
+            server.clear_requests();
+        }
         let memory = f64::from(u32::try_from(call.peak_memory()?)?) / 1e6;
         rows.push(Row::new(case("peak memory"), memory, "MB", None, Some(Aim::Value(MEMORY_BOUND))));
+        let Some(server) = objects.stand_in else { continue };
         let (events, others): (Vec<_>, Vec<_>) =
             server.requests().into_iter().partition(|request| request.verb == Verb::Create);
         let number = |requests: usize| u32::try_from(requests).map(f64::from);
