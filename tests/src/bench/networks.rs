@@ -1,10 +1,11 @@
 //! ADD and DEL of `multus` with delegates that do nothing, against the least that starting those delegates can cost.
-//! The API server is the suite's stand-in, over TLS; with `--kubeconfig` a real one, too.
+//! The API server is the suite's stand-in, over TLS, or with `--kubeconfig` a real one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use super::Options;
 use super::call::{Call, Cost};
@@ -29,7 +30,7 @@ const MEMORY_BOUND: f64 = 6.0;
 
 /// The cluster whose objects multus reads.
 struct Objects<'a> {
-    kubeconfig: PathBuf,
+    kubeconfig: &'a Path,
     /// The stand-in also tells what was asked of it.
     stand_in: Option<&'a ApiServer>,
 }
@@ -37,22 +38,33 @@ struct Objects<'a> {
 /// Measures in `folder`, which also gets the state of multus.
 pub(super) fn measure(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let server = runtime.block_on(ApiServer::start()).context("start the API server")?;
-    let kubeconfig = folder.join("kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig(None))?;
-    let mut clusters = vec![Objects { kubeconfig, stand_in: Some(&server) }];
-    clusters.extend(options.kubeconfig.clone().map(|kubeconfig| Objects { kubeconfig, stand_in: None }));
     netns::remove(Path::new(NETNS))?;
     netns::create(Path::new(NETNS))?;
-    let measured = clusters.iter().try_fold(Vec::new(), |mut rows, objects| {
-        runtime.block_on(create(&objects.kubeconfig))?;
-        for secondary in SECONDARY {
-            rows.extend(of_pod(options, folder, objects, secondary)?);
-        }
-        Ok(rows)
-    });
+    let measured = if let Some(kubeconfig) = &options.kubeconfig {
+        of_cluster(options, folder, &runtime, &Objects { kubeconfig, stand_in: None })
+    } else {
+        let server = runtime.block_on(ApiServer::start()).context("start the API server")?;
+        let kubeconfig = folder.join("kubeconfig");
+        std::fs::write(&kubeconfig, server.kubeconfig(None))?;
+        let objects = Objects { kubeconfig: &kubeconfig, stand_in: Some(&server) };
+        of_cluster(options, folder, &runtime, &objects)
+    };
     netns::remove(Path::new(NETNS))?;
     measured
+}
+
+fn of_cluster(
+    options: &Options,
+    folder: &Path,
+    runtime: &Runtime,
+    objects: &Objects<'_>,
+) -> Result<Vec<Row>> {
+    runtime.block_on(create(objects.kubeconfig))?;
+    let mut rows = Vec::new();
+    for secondary in SECONDARY {
+        rows.extend(of_pod(options, folder, objects, secondary)?);
+    }
+    Ok(rows)
 }
 
 /// Pods by the number of networks they name, and the networks.
