@@ -24,13 +24,49 @@ pub struct Error {
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
-    put(path, content, true)?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(|cause| Error {
-        operation: "syncing directory",
-        path: directory.to_owned(),
-        cause,
-    })
+    Draft::of(path, content)?.place()
+}
+
+/// What [`write`] writes, on disk and under another name: nobody finds it before it is put in its place. Where that does not
+/// happen it goes.
+#[derive(Debug)]
+pub struct Draft {
+    path: PathBuf,
+    is_placed: bool,
+}
+
+impl Draft {
+    /// A draft of `path`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn of(path: &Path, content: &[u8]) -> Result<Self, Error> {
+        compose(path, content, true)?;
+        Ok(Draft { path: path.to_owned(), is_placed: false })
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// Names the step that failed.
+    pub fn place(mut self) -> Result<(), Error> {
+        rename(&self.path)?;
+        self.is_placed = true;
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(|cause| Error {
+            operation: "syncing directory",
+            path: directory.to_owned(),
+            cause,
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            let _ = fs::remove_file(temporary(&self.path));
+        }
+    }
 }
 
 /// As [`write`], without forcing the content to disk: readers and later processes see the old or the
@@ -41,10 +77,11 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// Names the step that failed; `path` then still holds what it held before.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
-    put(path, content, false)
+    compose(path, content, false)?;
+    rename(path)
 }
 
-fn put(path: &Path, content: &[u8], sync: bool) -> Result<(), Error> {
+fn compose(path: &Path, content: &[u8], sync: bool) -> Result<(), Error> {
     let temporary = temporary(path);
     let written = || -> io::Result<()> {
         // What a killed predecessor left under this name is overwritten.
@@ -53,10 +90,16 @@ fn put(path: &Path, content: &[u8], sync: bool) -> Result<(), Error> {
         file.write_all(content)?;
         if sync { file.sync_all() } else { Ok(()) }
     };
-    written().and_then(|()| fs::rename(&temporary, path)).map_err(|cause| {
-        let _ = fs::remove_file(&temporary);
-        Error { operation: "writing", path: path.to_owned(), cause }
-    })
+    written().map_err(|cause| failed_to_write(path, cause))
+}
+
+fn rename(path: &Path) -> Result<(), Error> {
+    fs::rename(temporary(path), path).map_err(|cause| failed_to_write(path, cause))
+}
+
+fn failed_to_write(path: &Path, cause: io::Error) -> Error {
+    let _ = fs::remove_file(temporary(path));
+    Error { operation: "writing", path: path.to_owned(), cause }
 }
 
 // One fixed name per path, so that what a killed process leaves is found and removed.
@@ -127,6 +170,20 @@ mod tests {
         assert!(remove(&path).unwrap());
         assert!(!remove(&path).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_draft_is_seen_by_nobody_before_it_is_placed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        write(&path, b"first").unwrap();
+        drop(Draft::of(&path, b"second").unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let draft = Draft::of(&path, b"third").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"first");
+        draft.place().unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"third");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod mac;
 pub mod netlink;
 pub mod netns;
 pub mod pci;
+pub mod poll;
 pub mod process;
 pub mod sysctl;
 pub mod sysfs;

@@ -141,11 +141,24 @@ impl Netns {
     /// # Errors
     /// [`Error::Kernel`] when the thread cannot be started or cannot enter the namespace.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        self.on_thread(|| {
+        self.run_beside(f, || ()).map(|(inside, ())| inside)
+    }
+
+    /// As [`Netns::run`]; meanwhile the caller does what is `beside` it.
+    ///
+    /// # Errors
+    /// As for [`Netns::run`].
+    pub fn run_beside<T: Send, U>(
+        &self,
+        f: impl FnOnce() -> T + Send,
+        beside: impl FnOnce() -> U,
+    ) -> Result<(T, U), Error> {
+        let enter = || {
             setns(&self.file, CloneFlags::CLONE_NEWNET)
                 .map_err(|errno| self.refused("entering", errno.into()))?;
             Ok(f())
-        })
+        };
+        self.on_thread(enter, beside)
     }
 
     /// Like [`Netns::run`], but with a fresh `/sys` that shows the interfaces of this namespace;
@@ -155,7 +168,7 @@ impl Netns {
     /// [`Error::Kernel`] when entering or mounting is refused.
     pub fn run_with_sysfs<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
         use nix::mount::{MsFlags, mount};
-        self.on_thread(|| {
+        let enter = || {
             let none: Option<&str> = None;
             let mounted = || -> nix::Result<()> {
                 setns(&self.file, CloneFlags::CLONE_NEWNET)?;
@@ -165,16 +178,23 @@ impl Netns {
             };
             mounted().map_err(|errno| self.refused("mounting /sys of", errno.into()))?;
             Ok(f())
-        })
+        };
+        self.on_thread(enter, || ()).map(|(inside, ())| inside)
     }
 
-    fn on_thread<T: Send>(&self, f: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    fn on_thread<T: Send, U>(
+        &self,
+        f: impl FnOnce() -> Result<T, Error> + Send,
+        beside: impl FnOnce() -> U,
+    ) -> Result<(T, U), Error> {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
                 .name("netns".to_owned())
                 .spawn_scoped(scope, f)
                 .map_err(|cause| self.refused("starting a thread for", cause))?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let outside = beside();
+            let inside = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok((inside?, outside))
         })
     }
 
@@ -258,8 +278,9 @@ mod tests {
         let before = Netns::current().unwrap().id();
         let other = crate::testing::new_netns();
         assert_ne!(other.id(), before);
-        let inside = other.run(|| Netns::current().unwrap().id()).unwrap();
-        assert_eq!(inside, other.id());
+        let id = || Netns::current().unwrap().id();
+        assert_eq!(other.run(id).unwrap(), other.id());
+        assert_eq!(other.run_beside(id, id).unwrap(), (other.id(), before));
         assert_eq!(Netns::current().unwrap().id(), before);
     }
 

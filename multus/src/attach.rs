@@ -6,7 +6,7 @@ use std::time::Duration;
 use cni::{CniResult, Interface, IpConfig, Request};
 use futures_util::{StreamExt as _, future::join, stream};
 use host::Netns;
-use host::netlink::Netlink;
+use host::netlink;
 use ipnet::{IpNet, Ipv4Net};
 use tokio::time::Instant;
 
@@ -166,10 +166,14 @@ impl Attach<'_> {
         // What an attempt that was killed left behind would be in the way of this one.
         detach::release_sandbox(self.node, self.conf, self.request)?;
         let netns = self.open_netns()?;
-        self.check_names(&netns).await?;
         let records = Records::new(&self.conf.cni_dir);
         let container = &self.request.container_id;
-        records.write(container, &self.delegates)?;
+        // The disk is waited for while the names are looked at. What is found there must not be taken for ours by a later DEL,
+        // so the record counts only afterwards.
+        let (names, draft) = self.check_names(&netns, || records.draft(container, &self.delegates))?;
+        names?;
+        let placed = draft?.place();
+        placed.map_err(|source| Error::Record { container: container.clone(), source })?;
         let mut started = 0;
         match self.attach(&netns, pod, &mut started).await {
             Ok(results) => Ok(results.into_iter().next().unwrap_or_default()),
@@ -192,24 +196,34 @@ impl Attach<'_> {
         })
     }
 
-    /// An interface that is there already would be found by a plugin only after others have run.
-    pub(crate) async fn check_names(&self, netns: &Netns) -> Result<(), Error> {
+    /// An interface that is there already would be found by a plugin only after others have run. Looks for such while the
+    /// caller does what is `beside` it.
+    ///
+    /// # Errors
+    /// [`Error::Netlink`] when the namespace cannot be looked into; what is taken is told beside what `beside` returned.
+    pub(crate) fn check_names<T>(
+        &self,
+        netns: &Netns,
+        beside: impl FnOnce() -> T,
+    ) -> Result<(Result<(), Error>, T), Error> {
         let failed = |source| Error::Netlink {
-            context: format!("listing the interfaces of {}", netns.path().display()),
+            context: format!("looking for interfaces of {}", netns.path().display()),
             source,
         };
-        let links = Netlink::connect_in(netns).map_err(failed)?.links().await.map_err(failed)?;
-        for delegate in &self.delegates {
-            let ifname = &delegate.attachment.ifname;
-            if links.iter().any(|link| link.is_called(ifname)) {
-                return Err(Error::InterfaceTaken {
+        let names = || netlink::taken(self.delegates.iter().map(|d| d.attachment.ifname.as_str()));
+        let (taken, done) = netns.run_beside(names, beside).map_err(|e| failed(e.into()))?;
+        let checked = taken.map_err(failed).and_then(|taken| {
+            let holds = |d: &&Delegate| Some(d.attachment.ifname.as_str()) == taken;
+            match self.delegates.iter().find(holds) {
+                None => Ok(()),
+                Some(delegate) => Err(Error::InterfaceTaken {
                     network: delegate.label.clone(),
-                    ifname: ifname.clone(),
+                    ifname: delegate.attachment.ifname.clone(),
                     holder: format!("the container {} has it already", self.request.container_id),
-                });
+                }),
             }
-        }
-        Ok(())
+        });
+        Ok((checked, done))
     }
 
     pub(crate) async fn attach(

@@ -71,7 +71,7 @@ pub async fn attach(
     let routes = DefaultRoutes::wanted(std::slice::from_ref(&delegate))?;
     let attach = Attach { node, conf, request, delegates: vec![delegate.clone()], routes };
     let netns = attach.open_netns()?;
-    attach.check_names(&netns).await?;
+    attach.check_names(&netns, || ())?.0?;
     let records = Records::new(&conf.cni_dir);
     on_record.push(delegate.clone());
     records.write(&request.container_id, &on_record)?;

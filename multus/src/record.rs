@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use cni::Request;
+use host::durable::Draft;
 
 use crate::Error;
 use crate::cached_delegates::{decode, encode};
@@ -52,8 +53,17 @@ impl Records {
         if delegates.is_empty() {
             return host::durable::remove(&file).map(drop).map_err(failed);
         }
+        self.draft(container, delegates)?.place().map_err(failed)
+    }
+
+    /// The record of a sandbox that is to have `delegates`, on the disk; it counts when it is put in its place.
+    ///
+    /// # Errors
+    /// [`Error::Record`].
+    pub fn draft(&self, container: &str, delegates: &[Delegate]) -> Result<Draft, Error> {
+        let failed = |source| Error::Record { container: container.to_owned(), source };
         host::durable::make_directory(&self.directory).map_err(failed)?;
-        host::durable::write(&file, &encode(delegates)).map_err(failed)
+        Draft::of(&self.directory.join(container), &encode(delegates)).map_err(failed)
     }
 
     /// Reads the record of the sandbox of `request`.

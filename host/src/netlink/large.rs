@@ -10,9 +10,9 @@ use super::{Error, LIMIT};
 /// Room for the link message of a PF with some three thousand VFs.
 const SIZE: usize = 1 << 20;
 // `struct nlmsghdr` of `include/uapi/linux/netlink.h`.
-const HEADER: usize = 16;
-const TYPE_OFFSET: usize = 4;
-const ERROR: u16 = 2;
+pub(super) const HEADER: usize = 16;
+pub(super) const TYPE_OFFSET: usize = 4;
+pub(super) const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
 
 /// Sends one request in the calling thread's namespace; its reply, which is one message.
@@ -40,7 +40,8 @@ pub(super) async fn get(frame: &Frame, operation: impl FnOnce() -> String) -> Re
     }
 }
 
-fn message(frame: &Frame) -> std::io::Result<Vec<u8>> {
+/// A request on the wire.
+pub(super) fn message(frame: &Frame) -> std::io::Result<Vec<u8>> {
     let length = u32::try_from(HEADER + frame.body.len()).map_err(std::io::Error::other)?;
     let mut message = length.to_ne_bytes().to_vec();
     message.extend([frame.kind, REQUEST].into_iter().flat_map(u16::to_ne_bytes));
