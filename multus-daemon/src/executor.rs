@@ -61,6 +61,7 @@ impl Executor for Supervisor {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "the runtime stopped waiting"));
         }
         let order = self.order(&command, stdin)?;
-        self.launcher.run(order, self.limit, |group| attaches.then(|| self.cancel.runs(group)))
+        let cancel = self.cancel.clone();
+        self.launcher.run(order, self.limit, move |group| attaches.then(|| cancel.runs(group)))
     }
 }
