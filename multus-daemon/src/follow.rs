@@ -10,6 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cni::Command;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use multus::known::Known;
 use multus::kubernetes::{Kubernetes, NETWORKS, Pod};
 use multus::nad::Network;
@@ -17,6 +20,7 @@ use multus::networks::{self, Wanted};
 use multus::selection::{self, Selection};
 use multus::{Error, hotplug, kubelet};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
@@ -30,24 +34,35 @@ const LONG: usize = 1000;
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Follows the pods that come out of `changed`, for ever.
+/// How many pods are worked on at a time. They take places of ADDs besides, of which new pods are to have most.
+const AT_A_TIME: usize = 4;
+
+/// Follows the pods that come out of `changed`, for ever. Each waits for itself alone: its sandbox may be busy, and its
+/// plugins may hang.
 pub async fn follow(calls: Arc<Calls>, known: Arc<Known>, mut changed: UnboundedReceiver<Pod>) {
-    let mut pods = Pods { files: Files::below(&calls.conf.cni_dir), seen: BTreeMap::new(), calls };
+    let mut pods = Pods {
+        files: Files::below(&calls.conf.cni_dir),
+        seen: BTreeMap::new(),
+        at_work: FuturesUnordered::new(),
+        places: Arc::new(Semaphore::new(AT_A_TIME)),
+        calls,
+    };
     let mut next_retry = Instant::now() + RETRY;
     loop {
-        match tokio::time::timeout_at(next_retry, changed.recv()).await {
-            Ok(Some(pod)) => {
+        tokio::select! {
+            pod = changed.recv() => {
+                let Some(pod) = pod else { return };
                 if pods.seen.is_empty() || pods.seen.len() > LONG {
                     pods.retain(&known.pods());
                 }
-                pods.look(&pod).await;
+                pods.look(pod);
             }
-            Ok(None) => return,
-            Err(_) => {
+            Some(work) = pods.at_work.next() => pods.conclude(work),
+            () = tokio::time::sleep_until(next_retry) => {
                 next_retry = Instant::now() + RETRY;
                 for pod in known.pods() {
                     if pods.is_behind(&pod) {
-                        pods.look(&pod).await;
+                        pods.look(pod);
                     }
                 }
             }
@@ -61,36 +76,66 @@ struct Pods {
     files: Files,
     /// By UID.
     seen: BTreeMap<String, Seen>,
+    at_work: FuturesUnordered<BoxFuture<'static, Work>>,
+    places: Arc<Semaphore>,
 }
 
+#[derive(Default)]
 struct Seen {
     followed: Followed,
     /// An annotation that cannot be understood, and was complained of.
     refused: Option<String>,
+    /// Whether it is worked on.
+    is_at_work: bool,
+    /// How the pod was seen since that began.
+    since: Option<Pod>,
+}
+
+/// A pod that was worked on: the interfaces of which something failed, `None` when it could not be begun.
+struct Work {
+    pod: Pod,
+    done: Result<Option<Failed>, Error>,
 }
 
 impl Pods {
     /// Follows the annotation of `pod` as it is now.
-    async fn look(&mut self, pod: &Pod) {
-        let now = wanted_by(pod);
+    fn look(&mut self, pod: Pod) {
+        let now = wanted_by(&pod);
         let seen = self.seen.entry(pod.uid.clone()).or_insert_with(|| Seen {
             followed: self.files.read(&pod.uid).unwrap_or_default(),
-            refused: None,
+            ..Seen::default()
         });
+        if seen.is_at_work {
+            seen.since = Some(pod);
+            return;
+        }
         let is_new = seen.followed == Followed::default();
         if seen.followed.is_up_to(now) && !is_new || seen.refused.as_deref() == Some(now) {
             return;
         }
-        // A pod that is seen for the first time gets what it wants by ADD.
-        let done = match is_new {
-            true => Ok(Some(BTreeMap::new())),
-            false => change(&self.calls, pod, &seen.followed, now).await,
-        };
+        if is_new {
+            // A pod that is seen for the first time gets what it wants by ADD.
+            return self.conclude(Work { pod, done: Ok(Some(Failed::new())) });
+        }
+        seen.is_at_work = true;
+        let (calls, places, before) =
+            (Arc::clone(&self.calls), Arc::clone(&self.places), seen.followed.clone());
+        self.at_work.push(Box::pin(async move {
+            let done = change(&calls, &places, &pod, &before, wanted_by(&pod)).await;
+            Work { pod, done }
+        }));
+    }
+
+    /// Remembers what came of it, and looks at what the pod has become meanwhile.
+    fn conclude(&mut self, Work { pod, done }: Work) {
+        // One that has gone meanwhile is forgotten.
+        let Some(seen) = self.seen.get_mut(&pod.uid) else { return };
+        seen.is_at_work = false;
         match done {
             // The annotation of before is what is compared with then.
             Ok(None) => {}
             Ok(Some(failed)) => {
-                *seen = Seen { followed: Followed::new(now, failed), refused: None };
+                (seen.followed, seen.refused) = (Followed::new(wanted_by(&pod), failed), None);
                 if let Err(error) = self.files.write(&pod.uid, &seen.followed) {
                     tracing::warn!(
                         "pod {pod}: a change of its annotation may be missed after a restart: {error}"
@@ -99,14 +144,19 @@ impl Pods {
             }
             Err(error) => {
                 tracing::error!("pod {pod}: its annotation changed, and cannot be followed: {error}");
-                seen.refused = Some(now.to_owned());
+                seen.refused = Some(wanted_by(&pod).to_owned());
             }
+        }
+        // What has just failed is tried again later.
+        if let Some(since) = seen.since.take().filter(|since| wanted_by(since) != wanted_by(&pod)) {
+            self.look(since);
         }
     }
 
     /// Whether there is something to try again.
     fn is_behind(&self, pod: &Pod) -> bool {
-        self.seen.get(&pod.uid).is_some_and(|seen| !seen.followed.is_up_to(wanted_by(pod)))
+        let is_behind = |seen: &Seen| !seen.is_at_work && !seen.followed.is_up_to(wanted_by(pod));
+        self.seen.get(&pod.uid).is_some_and(is_behind)
     }
 
     /// Forgets all pods but these.
@@ -198,6 +248,7 @@ impl Difference {
 /// be begun.
 async fn change(
     calls: &Arc<Calls>,
+    places: &Semaphore,
     pod: &Pod,
     before: &Followed,
     now: &str,
@@ -219,6 +270,8 @@ async fn change(
         return Ok(None);
     };
     let turn = calls.sandboxes.turn(&container).await;
+    // Only now: who waits for a turn takes nobody's place. It is closed by nobody.
+    let _place = places.acquire().await;
     let permit = calls.permit(Command::Add).await;
     let kubernetes = match calls.clients.client(calls.conf.kubeconfig.as_deref()).await {
         Ok(Some(kubernetes)) => kubernetes,

@@ -37,24 +37,29 @@ impl Cluster {
         std::fs::write(cluster.node.path("kubeconfig"), cluster.server.kubeconfig(None)).unwrap();
         cluster.ask("POST", "/api/v1/namespaces", &json!({"metadata": {"name": "ns"}}));
         for name in ["a", "b"] {
-            let config = json!({"cniVersion": "1.0.0", "name": name, "type": "second"}).to_string();
-            let nad = json!({
-                "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-                "metadata": {"name": name}, "spec": {"config": config},
-            });
-            cluster.ask(
-                "POST",
-                "/apis/k8s.cni.cncf.io/v1/namespaces/ns/network-attachment-definitions",
-                &nad,
-            );
+            cluster.create_nad(name, "second");
         }
+        cluster.uid = cluster.create_pod("p", networks);
+        cluster
+    }
+
+    fn create_nad(&self, name: &str, plugin: &str) {
+        let config = json!({"cniVersion": "1.0.0", "name": name, "type": plugin}).to_string();
+        let nad = json!({
+            "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+            "metadata": {"name": name}, "spec": {"config": config},
+        });
+        self.ask("POST", "/apis/k8s.cni.cncf.io/v1/namespaces/ns/network-attachment-definitions", &nad);
+    }
+
+    /// The UID of the pod.
+    fn create_pod(&self, name: &str, networks: &str) -> String {
         let pod = json!({
-            "metadata": {"name": "p", "annotations": {NETWORKS: networks}},
+            "metadata": {"name": name, "annotations": {NETWORKS: networks}},
             "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
         });
-        let pod = cluster.ask("POST", "/api/v1/namespaces/ns/pods", &pod);
-        cluster.uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
-        cluster
+        let pod = self.ask("POST", "/api/v1/namespaces/ns/pods", &pod);
+        pod["metadata"]["uid"].as_str().unwrap().to_owned()
     }
 
     fn ask(&self, method: &str, path: &str, object: &Value) -> Value {
@@ -127,7 +132,11 @@ impl Cluster {
     }
 
     fn annotate(&self, networks: &str) {
-        self.ask("PATCH", POD, &json!({"metadata": {"annotations": {NETWORKS: networks}}}));
+        self.annotate_pod(POD, networks);
+    }
+
+    fn annotate_pod(&self, pod: &str, networks: &str) {
+        self.ask("PATCH", pod, &json!({"metadata": {"annotations": {NETWORKS: networks}}}));
     }
 
     /// Messages of the events that were told.
@@ -139,7 +148,11 @@ impl Cluster {
 
     /// The interfaces of the pod's network-status.
     fn interfaces(&self) -> Vec<String> {
-        let pod = self.ask("GET", POD, &Value::Null);
+        self.interfaces_of(POD)
+    }
+
+    fn interfaces_of(&self, pod: &str) -> Vec<String> {
+        let pod = self.ask("GET", pod, &Value::Null);
         let text =
             pod["metadata"]["annotations"]["k8s.v1.cni.cncf.io/network-status"].as_str().unwrap_or("[]");
         let states: Vec<Value> = serde_json::from_str(text).unwrap();
@@ -313,12 +326,7 @@ fn what_could_not_be_followed_is_tried_again() {
     let followed = cluster.node.path("state/followed").join(&cluster.uid);
     let told = || std::fs::read_to_string(&followed).unwrap_or_default();
     cluster.node.until("it fails", || told().contains(r#""failed":{"net2":"ns/later"}"#));
-    let config = json!({"cniVersion": "1.0.0", "name": "later", "type": "second"}).to_string();
-    let nad = json!({
-        "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-        "metadata": {"name": "later"}, "spec": {"config": config},
-    });
-    cluster.ask("POST", "/apis/k8s.cni.cncf.io/v1/namespaces/ns/network-attachment-definitions", &nad);
+    cluster.create_nad("later", "second");
     // A daemon that starts does so at once, one that runs after a while.
     daemon.kill();
     cluster.server.clear_requests();
@@ -344,6 +352,40 @@ fn annotations_of_running_pods_are_followed() {
     assert_eq!(cluster.cni("DEL").0, 200);
     assert_eq!(cluster.node.count("DEL c1 extra"), 1);
     assert!(cluster.node.state().is_empty());
+}
+
+#[test]
+fn a_pod_whose_plugin_hangs_holds_up_no_other() {
+    const OTHER: &str = "/api/v1/namespaces/ns/pods/q";
+    let cluster = Cluster::new("a");
+    let (node, gate) = (&cluster.node, cluster.node.path("gate"));
+    node.script(
+        "slow",
+        &format!(
+            "cat >/dev/null; [ $CNI_COMMAND = ADD ] || exit 0\n\
+             touch reached; while [ -e gate ]; do sleep 0.02; done; echo '{}'",
+            node::RESULT
+        ),
+    );
+    std::fs::write(&gate, "").unwrap();
+    cluster.create_nad("slow", "slow");
+    let uid = cluster.create_pod("q", "a");
+    let _daemon = cluster.daemon(true);
+    assert_eq!(cluster.cni("ADD").0, 200);
+    let mut other = node.call("ADD", "c2");
+    other["env"]["CNI_ARGS"] =
+        json!(format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=q;K8S_POD_UID={uid}"));
+    assert_eq!(node.ask("POST", "/cni", &other).unwrap().0, 200);
+    cluster.annotate("a,slow");
+    node.until("the slow one runs", || node.path("reached").exists());
+    cluster.annotate_pod(OTHER, "a,b");
+    node.until("the other pod has b", || cluster.interfaces_of(OTHER) == ["main", "ns/a", "ns/b"]);
+    // What changes meanwhile comes when it is done.
+    cluster.annotate("a,b");
+    assert!(gate.exists());
+    std::fs::remove_file(&gate).unwrap();
+    node.until("b takes the place of the slow one", || cluster.interfaces() == ["main", "ns/a", "ns/b"]);
+    assert_eq!((node.count("ADD c1 net2"), node.count("DEL c1 net1")), (1, 0));
 }
 
 #[test]

@@ -75,7 +75,8 @@ impl Node {
         self.directory.path().join(name)
     }
 
-    fn script(&self, name: &str, body: &str) {
+    /// A plugin that is a shell script, in the node's directory.
+    pub fn script(&self, name: &str, body: &str) {
         let file = self.path("bin").join(name);
         std::fs::write(&file, format!("#!/bin/sh\ncd {}\n{body}\n", self.directory.path().display()))
             .unwrap();
