@@ -1,6 +1,7 @@
 //! `multus-daemon`: the daemon of thick mode, and what puts multus on a node and takes it away.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use multus::config::{LogConf, LogLevel, Rotation};
 use multus::node::Node;
@@ -11,6 +12,9 @@ use multus_daemon::enrolment::Enrolment;
 use multus_daemon::install::{THICK, THIN, install};
 use multus_daemon::uninstall::{Places, uninstall};
 use multus_daemon::{Error, approver, daemon, enrolment, entrypoint, probe, starter};
+
+/// How long a thread of calls is kept that has none.
+const KEPT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let done = match Verb::of_process() {
@@ -31,11 +35,11 @@ fn act(verb: Verb) -> Result<(), Error> {
         Verb::Daemon { config } => {
             let conf = DaemonConf::load(&config)?;
             multus::log::start(&conf.log);
-            runtime(Calls::limit(&conf))?.block_on(daemon::run(conf, Node::default(), node_name()))
+            run(Calls::limit(&conf), daemon::run(conf, Node::default(), node_name()))
         }
         Verb::Thin(values) => {
             multus::log::start(&told());
-            runtime(1)?.block_on(entrypoint::run(&values))
+            run(1, async move { entrypoint::run(&values).await })
         }
         Verb::Install { thick, source, target } => {
             multus::log::start(&told());
@@ -45,16 +49,16 @@ fn act(verb: Verb) -> Result<(), Error> {
             multus::log::start(&told());
             let conf = DaemonConf::load(&config)?;
             let places = Places { bin_dir, conf_dir, source };
-            runtime(Calls::limit(&conf))?.block_on(uninstall(conf, &places, wait)).map(drop)
+            run(Calls::limit(&conf), async move { uninstall(conf, &places, wait).await.map(drop) })
         }
         Verb::Enrol(values) => {
             multus::log::start(&told());
             let enrolment = Enrolment::of_flags(&values, node_name())?;
-            runtime(1)?.block_on(enrolment::run(enrolment))
+            run(1, enrolment::run(enrolment))
         }
         Verb::Approve { kubeconfig } => {
             multus::log::start(&told());
-            runtime(1)?.block_on(approver::run(kubeconfig))
+            run(1, approver::run(kubeconfig))
         }
         Verb::StartDelegates { root } => starter::serve(root.as_deref())
             .map_err(|e| Error::Usage(format!("starting delegates for the daemon: {e}"))),
@@ -78,12 +82,16 @@ fn told() -> LogConf {
     }
 }
 
-/// Calls have threads of their own, at most `threads`; what is left is waiting.
-fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Error> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs `work`. Calls have threads of their own, at most `threads`; what is left is waiting.
+fn run(threads: usize, work: impl Future<Output = Result<(), Error>> + Send + 'static) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(threads)
+        .thread_keep_alive(KEPT)
         .enable_all()
         .build()
-        .map_err(|e| Error::Usage(format!("cannot start: {e}")))
+        .map_err(|e| Error::Usage(format!("cannot start: {e}")))?;
+    // Among those that work, or what it is told would have to be handed to another thread, call by call.
+    let done = runtime.block_on(runtime.spawn(work));
+    done.map_err(|e| Error::Usage(format!("it broke off: {e}; please report this")))?
 }

@@ -3,12 +3,17 @@
 //! A burst of new pods has two events and more for each. Told at the same time they would take the processor and a
 //! connection of their own each, TLS handshake included, just when the pods are waited for.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc::{self, Sender};
 
 use crate::kubernetes::{Event, Kubernetes, Pod};
 
 /// How many events may wait: those of a full node that starts.
 const LIMIT: usize = 1024;
+
+/// How long the first of them waits: the ADD that it tells of is to be answered before it takes anything.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Events that wait to be told.
 #[derive(Debug, Clone)]
@@ -19,8 +24,13 @@ impl Queue {
     pub(crate) fn of(kubernetes: Kubernetes) -> Self {
         let (queue, mut events) = mpsc::channel::<(Pod, Event)>(LIMIT);
         tokio::spawn(async move {
-            while let Some((pod, event)) = events.recv().await {
-                kubernetes.tell(&pod, &event).await;
+            while let Some(first) = events.recv().await {
+                tokio::time::sleep(PAUSE).await;
+                let mut next = Some(first);
+                while let Some((pod, event)) = next {
+                    kubernetes.tell(&pod, &event).await;
+                    next = events.try_recv().ok();
+                }
             }
         });
         Queue(queue)
