@@ -5,6 +5,8 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
@@ -29,6 +31,9 @@ const NODE: &str = "system:node:";
 
 /// Groups that who asks may be in.
 const GROUPS: [&str; 3] = ["system:nodes", ORGANIZATION, "system:authenticated"];
+
+/// What a request is in PEM form.
+const LABEL: &str = "CERTIFICATE REQUEST";
 
 /// The longest life of a certificate.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -95,6 +100,9 @@ fn objection(request: &CertificateSigningRequest, subject: &Subject) -> Option<S
     if subject.common_name != format!("{COMMON_NAME}{node}") {
         return Some(format!("node {node} asks for a certificate of {:?}", subject.common_name));
     }
+    if !subject.is_all {
+        return Some("it must be one request in PEM form and nothing besides".to_owned());
+    }
     if subject.organizations != [ORGANIZATION] || subject.has_more {
         return Some(format!("the subject must be O={ORGANIZATION}, CN={COMMON_NAME}{node} and no more"));
     }
@@ -112,12 +120,16 @@ struct Subject {
     organizations: Vec<String>,
     /// Whether there are names besides, alternative ones included.
     has_more: bool,
+    /// Whether the request is all there is. The signer, which is another program, may read another part of what is sent.
+    is_all: bool,
 }
 
 impl Subject {
     fn of(pem: &[u8]) -> Option<Self> {
-        let (_, pem) = x509_parser::pem::parse_x509_pem(pem).ok()?;
-        let (_, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
+        let text = pem;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(text).ok()?;
+        let (rest, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
+        let is_all = rest.is_empty() && without_spaces(text) == without_spaces(&composed(&pem.contents));
         let info = &request.certification_request_info;
         let name: &X509Name<'_> = &info.subject;
         let text = |attribute: &AttributeTypeAndValue<'_>| attribute.as_str().ok().map(str::to_owned);
@@ -128,10 +140,20 @@ impl Subject {
             has_more: name.iter_attributes().count() != common_names.len() + organizations.len()
                 || common_names.len() != 1
                 || has_extensions,
+            is_all,
             common_name: common_names.into_iter().next()?,
             organizations,
         })
     }
+}
+
+/// A request in PEM form, but for its lines.
+fn composed(der: &[u8]) -> Vec<u8> {
+    format!("-----BEGIN {LABEL}-----{}-----END {LABEL}-----", BASE64.encode(der)).into_bytes()
+}
+
+fn without_spaces(text: &[u8]) -> Vec<u8> {
+    text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect()
 }
 
 /// Answers every request that comes, for ever.
@@ -298,6 +320,21 @@ mod tests {
         for (part, verdict) in table {
             assert!(matches!(&verdict, Verdict::Deny(why) if why.contains(part)), "{part}: {verdict:?}");
         }
+    }
+
+    #[test]
+    fn one_that_others_may_read_otherwise_is_denied() {
+        let own = Request::of_node("worker-1.x").unwrap().request;
+        let master = Request::of_node("master").unwrap().request;
+        let crlf = own.replace('\n', "\r\n");
+        assert_eq!(verdict(&request(format!("\n{crlf}\n"))), Verdict::Approve);
+        let headed = own.replacen("-----\n", "-----\nX: y\n\n", 1);
+        for text in [format!("{own}{master}"), format!("x\n{own}"), format!("{own}x"), headed] {
+            let verdict = verdict(&request(text.clone()));
+            assert!(verdict != Verdict::Approve, "{verdict:?}: {text}");
+        }
+        let two = verdict(&request(format!("{own}{master}")));
+        assert!(matches!(&two, Verdict::Deny(why) if why.contains("nothing besides")), "{two:?}");
     }
 
     #[test]

@@ -32,15 +32,39 @@ const DEFAULT_DIRECTORY: &str = "/etc/cni/multus/certs";
 /// The least that signers issue.
 const DEFAULT_LIFE: Duration = Duration::from_secs(600);
 
-/// How long is waited for an approval and the certificate, and how often is looked.
-const APPROVAL_LIMIT: Duration = Duration::from_secs(120);
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long is waited for an approval and the certificate. What is asked for stays in the cluster for a day: where nobody
+/// approves, every node that asks anew leaves one more.
+const APPROVAL_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How often is looked for it.
+const LOOKS: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(15) };
 
 /// How long after a failure is asked again.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRIES: Backoff = Backoff { first: Duration::from_secs(5), longest: Duration::from_secs(10 * 60) };
 
 /// The longest sleep: a clock that is set right after the start of the node must not be slept through.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Pauses that grow: what fails fails on all nodes of a cluster.
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    first: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    /// How long to wait after so many attempts.
+    fn after(self, attempts: u32) -> Duration {
+        let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
+        self.first.saturating_mul(doubled).min(self.longest)
+    }
+
+    /// Waits after one more attempt.
+    async fn wait(self, attempts: &mut u32) {
+        *attempts = attempts.saturating_add(1);
+        tokio::time::sleep(self.after(*attempts)).await;
+    }
+}
 
 /// The certificate of a node, and how to come by it.
 #[derive(Debug, Clone)]
@@ -97,6 +121,7 @@ impl Enrolment {
 
     /// Sees to it that there is a certificate that is good, however long that takes.
     pub async fn ensure(&self) {
+        let mut attempts = 0;
         loop {
             let now = SystemTime::now();
             let done = match self.store.validity().filter(|validity| validity.is_good(now)) {
@@ -107,7 +132,7 @@ impl Enrolment {
                 Ok(()) => return,
                 Err(error) => tracing::error!("{error}; trying again"),
             }
-            tokio::time::sleep(RETRY).await;
+            RETRIES.wait(&mut attempts).await;
         }
     }
 
@@ -115,6 +140,7 @@ impl Enrolment {
     pub async fn keep(self) {
         self.ensure().await;
         let mut refused = false;
+        let mut attempts = 0;
         loop {
             let now = SystemTime::now();
             let validity = self.store.validity().filter(|validity| validity.is_good(now));
@@ -128,11 +154,11 @@ impl Enrolment {
             // The certificate's authority may have been replaced: then the node's credentials are newer.
             let credentials = if validity.is_none() || refused { &self.bootstrap } else { &self.kubeconfig };
             match self.renew(credentials).await {
-                Ok(()) => refused = false,
+                Ok(()) => (refused, attempts) = (false, 0),
                 Err(error) => {
                     tracing::error!("{error}; trying again");
                     refused = !refused;
-                    tokio::time::sleep(RETRY).await;
+                    RETRIES.wait(&mut attempts).await;
                 }
             }
         }
@@ -169,8 +195,21 @@ impl Enrolment {
         let created = api.create(&PostParams::default(), &object).await.map_err(|e| e.to_string())?;
         let name = created.name_any();
         let waited = tokio::time::timeout(APPROVAL_LIMIT, async {
+            let mut looks = 0;
             loop {
-                let object = api.get(&name).await.map_err(|e| e.to_string())?;
+                LOOKS.wait(&mut looks).await;
+                let object = match api.get(&name).await {
+                    Ok(object) => object,
+                    // It was collected, or it is another one's to see.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 401..=404) => {
+                        return Err(status.to_string());
+                    }
+                    // The server is away; what was asked for is still there when it is back.
+                    Err(error) => {
+                        tracing::debug!("certificatesigningrequest {name}: {error}; looking again");
+                        continue;
+                    }
+                };
                 let status = object.status.unwrap_or_default();
                 if let Some(ByteString(certificate)) = status.certificate {
                     return String::from_utf8(certificate).map_err(|e| e.to_string());
@@ -180,7 +219,6 @@ impl Enrolment {
                     let why = no.message.unwrap_or_default();
                     return Err(format!("certificatesigningrequest {name} is {}: {why}", no.type_));
                 }
-                tokio::time::sleep(LOOK_EVERY).await;
             }
         });
         waited.await.unwrap_or_else(|_| {
@@ -237,6 +275,13 @@ pub async fn run(enrolment: Enrolment) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_limit() {
+        let seconds = |attempts| RETRIES.after(attempts).as_secs();
+        assert_eq!([1, 2, 3, 8, 100].map(seconds), [5, 10, 20, 600, 600]);
+        assert!((0..40).all(|attempts| LOOKS.after(attempts) <= LOOKS.after(attempts + 1)));
+    }
 
     #[test]
     fn keys_of_the_daemon_s_configuration() {
