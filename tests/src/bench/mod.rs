@@ -11,6 +11,7 @@ mod ipam;
 mod lease;
 mod networks;
 mod row;
+mod soak;
 mod start;
 mod thick;
 mod trial;
@@ -31,6 +32,8 @@ pub enum Bench {
     CniAttach,
     /// `multus-shim` and `multus-daemon` with delegates that do nothing, alone and 100 and 500 at a time; needs root.
     MultusThick,
+    /// Memory and open files of `multus-daemon` in the course of many ADDs and DELs (`--requests`); needs root.
+    MultusSoak,
     /// `whereabouts` ADD by many nodes, against a lease for each ADD; needs an API server (`--kubeconfig`).
     Ipam,
     /// `sriov-device-plugin` on fake trees of up to 2048 VFs, against the bare reading of their files; needs root.
@@ -52,6 +55,9 @@ pub struct Options {
     /// How many measured rounds.
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub rounds: usize,
+    /// How many requests a soak makes.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub requests: usize,
     /// An administrator's kubeconfig of a real cluster; for ipam one in which deploy/whereabouts.yaml was applied.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -71,6 +77,7 @@ impl Options {
             programs: folder.to_owned(),
             reference: folder.to_owned(),
             rounds: self.rounds,
+            requests: self.requests,
             kubeconfig: self.kubeconfig.clone(),
         })
     }
@@ -97,6 +104,10 @@ pub fn run(bench: Bench, options: &Options, output: &Path) -> Result<()> {
         Bench::MultusThick => {
             let ours = ["multus-shim", "multus-daemon", "podrail-delegate"];
             thick::measure(&options.copied_to(folder.path(), &ours, &[])?)
+        }
+        Bench::MultusSoak => {
+            let ours = ["multus-shim", "multus-daemon", "podrail-delegate"];
+            soak::measure(&options.copied_to(folder.path(), &ours, &[])?)
         }
         Bench::Ipam => {
             let copied = options.copied_to(folder.path(), &["whereabouts"], &["host-local"])?;

@@ -31,7 +31,7 @@ const STARTS: Duration = Duration::from_secs(30);
 
 pub(super) fn measure(options: &Options) -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let (server, uids) = runtime.block_on(cluster()).context("fill the simulated cluster")?;
+    let (server, uids) = runtime.block_on(cluster(PODS)).context("fill the simulated cluster")?;
     let node = Node::start(&options.programs, &server, uids)?;
     let mut rows = node.alone(options.rounds)?;
     let (memory, files) = (node.memory()?, node.files()?);
@@ -69,8 +69,8 @@ pub(super) fn measure(options: &Options) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// An API server with the objects of a full node, and the UIDs of its pods.
-async fn cluster() -> Result<(ApiServer, Vec<String>)> {
+/// An API server with the objects of a full node, and the UIDs of its `pods`.
+pub(super) async fn cluster(pods: usize) -> Result<(ApiServer, Vec<String>)> {
     let server = ApiServer::start().await?;
     let client = server.client().await.map_err(|e| anyhow!("{e}"))?;
     let post = async |path: &str, object: Value| -> Result<Value> {
@@ -86,7 +86,7 @@ async fn cluster() -> Result<(ApiServer, Vec<String>)> {
         post("/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions", nad).await?;
     }
     let mut uids = Vec::new();
-    for index in 0..PODS {
+    for index in 0..pods {
         let pod = json!({
             "metadata": {
                 "name": format!("pod-{index}"),
@@ -102,7 +102,7 @@ async fn cluster() -> Result<(ApiServer, Vec<String>)> {
 }
 
 /// A daemon with what it needs.
-struct Node {
+pub(super) struct Node {
     programs: PathBuf,
     daemon: Child,
     conf: Vec<u8>,
@@ -120,7 +120,7 @@ impl Drop for Node {
 }
 
 impl Node {
-    fn start(programs: &Path, server: &ApiServer, uids: Vec<String>) -> Result<Self> {
+    pub(super) fn start(programs: &Path, server: &ApiServer, uids: Vec<String>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("podrail-thick").tempdir()?;
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("net.d"))?;
@@ -239,7 +239,8 @@ impl Node {
         Ok(rows)
     }
 
-    fn call(&self, verb: &str, index: usize) -> Call {
+    /// A call of the shim for pod `index`.
+    pub(super) fn call(&self, verb: &str, index: usize) -> Call {
         let netns = format!("/proc/{}/fd/{}", std::process::id(), self.container.as_fd().as_raw_fd());
         let uid = self.uids.get(index).map_or("", String::as_str);
         let args =
@@ -256,25 +257,34 @@ impl Node {
     }
 
     /// Resident memory of the daemon in megabytes.
-    fn memory(&self) -> Result<f64> {
+    pub(super) fn memory(&self) -> Result<f64> {
         resident(self.daemon.id())
     }
 
     /// That of the process that starts its delegates.
-    fn starter(&self) -> Result<f64> {
-        let mut found = 0.0;
+    pub(super) fn starter(&self) -> Result<f64> {
+        self.starters()?.into_iter().map(resident).sum()
+    }
+
+    /// How many files the daemon has open.
+    pub(super) fn files(&self) -> Result<f64> {
+        files(self.daemon.id())
+    }
+
+    /// And the process that starts its delegates.
+    pub(super) fn starter_files(&self) -> Result<f64> {
+        self.starters()?.into_iter().map(files).sum()
+    }
+
+    fn starters(&self) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
         for task in std::fs::read_dir(format!("/proc/{}/task", self.daemon.id()))? {
             let children = std::fs::read_to_string(task?.path().join("children"))?;
             for child in children.split_whitespace() {
-                found += resident(child.parse()?)?;
+                found.push(child.parse()?);
             }
         }
         Ok(found)
-    }
-
-    fn files(&self) -> Result<f64> {
-        let count = std::fs::read_dir(format!("/proc/{}/fd", self.daemon.id()))?.count();
-        Ok(u32::try_from(count)?.into())
     }
 
     /// User and system time of the daemon itself in milliseconds.
@@ -289,7 +299,7 @@ impl Node {
 }
 
 /// Runs all calls at the same time; how long that took, and each of them.
-fn at_once(calls: &[Call]) -> Result<(Duration, Vec<Duration>)> {
+pub(super) fn at_once(calls: &[Call]) -> Result<(Duration, Vec<Duration>)> {
     let start = Instant::now();
     let each = std::thread::scope(|scope| {
         let threads: Vec<_> = calls.iter().map(|call| scope.spawn(|| call.measure())).collect();
@@ -299,6 +309,11 @@ fn at_once(calls: &[Call]) -> Result<(Duration, Vec<Duration>)> {
             .collect::<Result<Vec<_>>>()
     })?;
     Ok((start.elapsed(), each))
+}
+
+/// Open files of a process.
+fn files(pid: u32) -> Result<f64> {
+    Ok(u32::try_from(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())?.into())
 }
 
 /// Resident memory of a process in megabytes.
