@@ -117,7 +117,19 @@ stage_thick() {
     lab_stages_end
 }
 
+# The life cycle of multus-daemon on a real kubelet. What differs in nothing but the runtime is left to the stage thick: a pod
+# takes ten seconds here.
+KUBERNETES_THICK=(
+    "multus-daemon is killed while pods come and go"
+    "multus-daemon is upgraded under load"
+    "DEL while multus-daemon is away"
+    "multus-daemon follows the annotation"
+    "the API server is away while multus-daemon"
+    "multus-daemon is uninstalled while a pod runs"
+)
+
 stage_kubernetes() {
+    local filter filters=()
     lab_possible || return 0
     shipped_programs
     boot_lab --pfs 2 --vfs 7 --memory 4G
@@ -127,6 +139,8 @@ stage_kubernetes() {
     PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p ipam --test cluster || true
     PODRAIL_KUBECONFIG=$INSTANCE/kubeconfig run_tests -p multus-daemon --test signer -- --ignored || true
     scenarios kubernetes kubernetes --kubeconfig "$INSTANCE/share/kubeconfig"
+    for filter in "${KUBERNETES_THICK[@]}"; do filters+=(--filter "$filter"); done
+    scenarios kubernetes-thick kubernetes --kubeconfig "$INSTANCE/share/kubeconfig" --thick "${filters[@]}"
     scenario_gaps
     lab_stages_end
 }

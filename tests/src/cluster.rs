@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::pod::{LABEL, PodSpec};
+use crate::pod::{LABEL, NETWORKS, PodSpec};
 use crate::wait::until;
 
 /// Namespace of every object that the suite makes.
@@ -155,6 +155,16 @@ impl Cluster {
         })
         .await?;
         created.metadata.uid.with_context(|| format!("pod {name} has no UID"))
+    }
+
+    /// Changes the networks that a pod asks for.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn ask_for_networks(&self, pod: &str, annotation: &(impl ToString + ?Sized)) -> Result<()> {
+        let patch = json!({"metadata": {"annotations": {NETWORKS: annotation.to_string()}}});
+        let patched = self.pods.patch(pod, &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.with_context(|| format!("change the networks of pod {pod}")).map(drop)
     }
 
     /// The pod as the API server shows it.

@@ -27,9 +27,9 @@ enum Verb {
     Scenarios {
         #[command(flatten)]
         node: NodeArgs,
-        /// Runs only the scenarios with this text in their name.
-        #[arg(long, default_value = "")]
-        filter: String,
+        /// Runs only the scenarios with this text in their name, or another one that is given.
+        #[arg(long)]
+        filter: Vec<String>,
         /// Writes what came of each scenario as JSON.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,

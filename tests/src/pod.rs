@@ -9,7 +9,7 @@ pub const LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "podrail-e2e");
 /// Variable by which a pod's processes are found on the node.
 pub const MARK: &str = "PODRAIL_POD";
 /// Annotation of a pod: the networks that it wants.
-const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+pub(crate) const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 /// Annotation of a pod: the network that it wants in place of the primary one.
 const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 /// The image that `hack/kubernetes` imports; the simulated kubelet runs the node's own programs instead.

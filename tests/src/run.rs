@@ -30,14 +30,18 @@ struct Finished {
     seconds: f64,
 }
 
-/// Runs the `scenarios` whose name contains `filter`, prints a line for each and a table at the end, and writes
+/// Runs the `scenarios` whose name contains one of `filters`, where there are some, prints a line for each and a table at the end, and writes
 /// `report`; whether all passed.
 ///
 /// # Errors
 /// The node cannot be prepared, or the report not be written.
-pub async fn run(setup: &Setup, scenarios: &[Scenario], filter: &str, report: Option<&Path>) -> Result<bool> {
-    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.name.contains(filter)).collect();
-    anyhow::ensure!(!chosen.is_empty(), "no scenario has {filter:?} in its name");
+pub async fn run(
+    setup: &Setup,
+    scenarios: &[Scenario],
+    filters: &[String],
+    report: Option<&Path>,
+) -> Result<bool> {
+    let chosen = chosen(scenarios, filters)?;
     let started = Instant::now();
     println!("{}: {} scenarios", setup.grade, chosen.len());
     let mut session =
@@ -77,6 +81,18 @@ pub async fn run(setup: &Setup, scenarios: &[Scenario], filter: &str, report: Op
     }
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
+}
+
+/// The scenarios with one of `filters` in their name; each of these has to mean something.
+fn chosen<'a>(scenarios: &'a [Scenario], filters: &[String]) -> Result<Vec<&'a Scenario>> {
+    for filter in filters {
+        let means_something = scenarios.iter().any(|scenario| scenario.name.contains(filter));
+        anyhow::ensure!(means_something, "no scenario has {filter:?} in its name");
+    }
+    let is_chosen = |scenario: &&Scenario| {
+        filters.is_empty() || filters.iter().any(|filter| scenario.name.contains(filter))
+    };
+    Ok(scenarios.iter().filter(is_chosen).collect())
 }
 
 /// Runs a scenario and everything that has to hold after it.
@@ -160,6 +176,18 @@ fn to_json(grade: Grade, finished: &[Finished], passed: usize, failed: usize) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_choose_by_name() {
+        let all = crate::scenarios::ALL;
+        let count = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(|text| (*text).to_owned()).collect();
+            chosen(all, &filters).map(|chosen| chosen.len())
+        };
+        assert_eq!(count(&[]).unwrap(), all.len());
+        assert_eq!(count(&["the node advertises every VF", "DEL can be repeated"]).unwrap(), 2);
+        assert!(count(&["DEL can be repeated", "no such scenario"]).is_err());
+    }
 
     #[test]
     fn the_report_counts_everything() {

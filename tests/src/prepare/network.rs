@@ -60,7 +60,9 @@ pub(super) fn configure_thick(kubeconfig: &str) -> Result<()> {
         host::durable::remove(&Path::new(FOLDER).join(other))?;
     }
     write(&Path::new(FOLDER).join(ALONE), &serde_json::to_vec_pretty(&primary("1.0.0"))?)?;
-    let conf = json!({"kubeconfig": KUBECONFIG, "logLevel": "debug", "logToStderr": true});
+    let conf = json!({
+        "kubeconfig": KUBECONFIG, "logLevel": "debug", "logToStderr": true, "followAnnotations": true,
+    });
     write(Path::new(DAEMON_CONF), &serde_json::to_vec_pretty(&conf)?)
 }
 

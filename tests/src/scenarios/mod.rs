@@ -183,6 +183,13 @@ pub const ALL: &[Scenario] = &[
         Box::pin(thick::upgraded(s))
     }),
     Scenario::thick("DEL while multus-daemon is away is done when it is back", |s| Box::pin(thick::away(s))),
+    Scenario::thick(
+        "multus-daemon follows the annotation of a pod that runs, on a VF that the pod holds",
+        |s| Box::pin(thick::followed(s)),
+    ),
+    Scenario::thick("the API server is away while multus-daemon takes one pod down and another comes", |s| {
+        Box::pin(thick::without_api(s))
+    }),
     Scenario::thick("another agent renames the configuration of multus-daemon", |s| {
         Box::pin(thick::renamed(s))
     }),

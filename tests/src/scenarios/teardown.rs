@@ -9,7 +9,7 @@ use cni::NetworkList;
 use host::Netlink;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::netdevice::devices;
 use crate::pod::PodSpec;
@@ -75,11 +75,16 @@ pub(super) async fn repeated(session: &mut Session) -> Result<()> {
 
 /// DEL needs nobody but the node.
 pub(super) async fn api_refuses(session: &mut Session) -> Result<()> {
-    // Bound and not listened on: every connection is refused.
-    let socket = tokio::net::TcpSocket::new_v4()?;
+    let (_socket, port) = refusing_port()?;
+    without_api(session, "api-refuses", port).await
+}
+
+/// A port of this node at which every connection is refused, as long as the socket is there: bound and not listened on.
+pub(super) fn refusing_port() -> Result<(TcpSocket, u16)> {
+    let socket = TcpSocket::new_v4()?;
     socket.bind(([127, 0, 0, 1], 0).into())?;
     let port = socket.local_addr()?.port();
-    without_api(session, "api-refuses", port).await
+    Ok((socket, port))
 }
 
 /// DEL does not wait for an API server that takes the connection and says nothing.
@@ -101,21 +106,43 @@ pub(super) async fn api_hangs(session: &mut Session) -> Result<()> {
 async fn without_api(session: &mut Session, name: &str, port: u16) -> Result<()> {
     let before = session.vfs().await?;
     let pod = one_vf(session, name).await?;
-    let good = std::fs::read(KUBECONFIG).with_context(|| format!("read {KUBECONFIG}"))?;
-    let bad = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": format!("https://127.0.0.1:{port}")}}],
-        "users": [{"name": "u", "user": {"token": "none"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    });
-    let path = Path::new(KUBECONFIG);
-    host::durable::replace(path, bad.to_string().as_bytes())?;
-    let deleted = session.delete(&pod).await;
-    host::durable::replace(path, &good)?;
-    deleted?;
+    let elsewhere = Elsewhere::at(port)?;
+    session.delete(&pod).await?;
+    drop(elsewhere);
     session.ensure_unchanged(&before).await
+}
+
+/// The API server is looked for where it is not, while the value lives.
+pub(super) struct Elsewhere {
+    /// Where it is.
+    kubeconfig: Vec<u8>,
+}
+
+impl Elsewhere {
+    /// It is looked for at `port` of this node.
+    ///
+    /// # Errors
+    /// The kubeconfig of Multus cannot be replaced.
+    pub(super) fn at(port: u16) -> Result<Self> {
+        let kubeconfig = std::fs::read(KUBECONFIG).with_context(|| format!("read {KUBECONFIG}"))?;
+        let bad = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": format!("https://127.0.0.1:{port}")}}],
+            "users": [{"name": "u", "user": {"token": "none"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        });
+        host::durable::replace(Path::new(KUBECONFIG), bad.to_string().as_bytes())?;
+        Ok(Elsewhere { kubeconfig })
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // What comes next fails, and tells, where it cannot be put back.
+        let _ = host::durable::replace(Path::new(KUBECONFIG), &self.kubeconfig);
+    }
 }
 
 async fn one_vf(session: &Session, name: &str) -> Result<Running> {

@@ -10,6 +10,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::left::nothing_left;
+use super::teardown::{Elsewhere, refusing_port};
+use crate::cluster::NETWORK_STATUS;
 use crate::node::Grade;
 use crate::pod::PodSpec;
 use crate::prepare::{MultusDaemon, NETDEVICE, PRIMARY, in_front, other_primary, wait_in_front};
@@ -20,6 +22,8 @@ use crate::wait::until;
 const SECOND: &str = "second";
 /// A primary network that comes later.
 const OTHER: &str = "podrail-other";
+/// How long the API server is away.
+const AWAY: Duration = Duration::from_secs(25);
 /// How long what was left is seen to.
 const SEEN_TO: Duration = Duration::from_secs(120);
 
@@ -76,6 +80,48 @@ pub(super) async fn away(session: &mut Session) -> Result<()> {
     deleted.context("while the daemon is away")?;
     nothing_left(&[SECOND]).await?;
     session.ensure_unchanged(&before).await
+}
+
+/// The annotation of a pod that runs gets another network, on the VF that the pod holds already, and loses it again.
+pub(super) async fn followed(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    second_network(session).await?;
+    session.vlan_network("vlan100", 100).await?;
+    let name = "followed";
+    let pod = session.run(two_networks(name).devices(NETDEVICE, 1)).await?;
+    ensure_both(session, name).await?;
+    let more = json!([{"name": SECOND}, {"name": "vlan100", "ips": ["10.56.100.70/24"]}]);
+    session.cluster.ask_for_networks(name, &more).await?;
+    wait_interfaces(session, name, &["eth0", "net1", "net2"]).await?;
+    let (link, addresses) = pod.inside.link("net2").await?;
+    ensure!(link.up && !addresses.is_empty(), "the VF that came later: {link:?} with {addresses:?}");
+    session.cluster.ask_for_networks(name, SECOND).await?;
+    wait_interfaces(session, name, &["eth0", "net1"]).await?;
+    session.ensure_unchanged(&before).await.context("while the pod runs on")?;
+    ensure!(pod.inside.link("net1").await?.0.up, "the pod has lost what it was to keep");
+    session.delete(&pod).await?;
+    nothing_left(&[SECOND]).await
+}
+
+/// The API server is away while one pod goes and another one comes.
+pub(super) async fn without_api(session: &mut Session) -> Result<()> {
+    let before = session.vfs().await?;
+    let old = vf_and_second(session, "old").await?;
+    let (_socket, port) = refusing_port()?;
+    let elsewhere = Elsewhere::at(port)?;
+    let new = two_networks("new");
+    session.cluster.create_pod(&new).await?;
+    session.delete(&old).await.context("while the API server is away")?;
+    session.ensure_unchanged(&before).await.context("while the API server is away")?;
+    // An ADD waits for the server for less than that, and fails whole.
+    tokio::time::sleep(AWAY).await;
+    let told = session.cluster.pod(new.name()).await?.metadata.annotations.unwrap_or_default();
+    ensure!(!told.contains_key(NETWORK_STATUS), "who told the status of a pod without the API server?");
+    drop(elsewhere);
+    session.cluster.wait_running(new.name()).await?;
+    ensure_both(session, new.name()).await?;
+    session.cluster.delete_pod(new.name()).await?;
+    nothing_left(&[SECOND]).await
 }
 
 /// Cilium renames what is not its own, for instance.
@@ -208,8 +254,20 @@ async fn vf_and_second(session: &Session, name: &str) -> Result<Running> {
 }
 
 async fn ensure_both(session: &Session, pod: &str) -> Result<()> {
-    let status = session.cluster.network_status(pod).await?;
-    let interfaces: Vec<&str> = status.iter().map(|state| state.interface.as_str()).collect();
+    let interfaces = interfaces(session, pod).await?;
     ensure!(interfaces == ["eth0", "net1"], "pod {pod} has {interfaces:?}");
     Ok(())
+}
+
+async fn wait_interfaces(session: &Session, pod: &str, expected: &[&str]) -> Result<()> {
+    until(SEEN_TO, &format!("pod {pod} to have {expected:?}"), async || {
+        Ok((interfaces(session, pod).await? == expected).then_some(()))
+    })
+    .await
+}
+
+/// The interfaces of the pod's network-status.
+async fn interfaces(session: &Session, pod: &str) -> Result<Vec<String>> {
+    let status = session.cluster.network_status(pod).await?;
+    Ok(status.into_iter().map(|state| state.interface).collect())
 }
