@@ -76,12 +76,15 @@ pub async fn run(conf: DaemonConf, node: Node, node_name: Option<String>) -> Res
     }
     tasks.spawn(Manager::of_daemon(&calls.conf).run());
     tracing::info!("serving {}", calls.conf.socket_dir.join(socket::NAME).display());
-    let goodbye = calls.conf.cleanup_on_exit.then(|| calls.conf.cni_config_dir.clone());
+    let goodbye = calls
+        .conf
+        .cleanup_on_exit
+        .then(|| (calls.conf.cni_config_dir.clone(), calls.conf.config_file.clone()));
     let server = Server::new(calls, metrics);
     server.serve(socket, stop.cancelled()).await?;
     tasks.shutdown().await;
-    if let Some(directory) = goodbye.filter(|_| stop.is_cancelled()) {
-        uninstall::remove_configuration(&directory)?;
+    if let Some((directory, copied)) = goodbye.filter(|_| stop.is_cancelled()) {
+        uninstall::remove_configuration(&directory, copied.as_deref())?;
     }
     lock.release();
     // Another daemon may work now. Ending before being told to would have this one started again.

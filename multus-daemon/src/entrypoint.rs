@@ -95,7 +95,7 @@ pub async fn run(values: &Values) -> Result<(), Error> {
         _ = interrupt.recv() => {}
     }
     if values.is_on("cleanup-config-on-exit") {
-        uninstall::remove_configuration(&conf_dir)?;
+        uninstall::remove_configuration(&conf_dir, copied(values).as_deref())?;
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ fn manager(values: &Values) -> Manager {
         target: values.path("cni-conf-dir"),
         source: source.clone(),
         master: values.optional("multus-master-cni-file-name"),
-        copied: values.optional("multus-conf-file").filter(|file| file != "auto").map(PathBuf::from),
+        copied: copied(values),
         // The plugin waits for it by itself.
         readiness_indicator: None,
     };
@@ -177,6 +177,11 @@ pub fn thin(values: &Values, primary: &Primary) -> Result<Generated, cni::Error>
     plugin.set("kubeconfig", values.text("multus-kubeconfig-file-host"))?;
     plugin.set("delegates", &[&primary.object])?;
     generate::around(generate::network_name(primary, values.is_on("override-network-name")), version, &plugin)
+}
+
+/// The administrator's own configuration, where there is one.
+fn copied(values: &Values) -> Option<PathBuf> {
+    values.optional("multus-conf-file").filter(|file| file != "auto").map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub async fn uninstall(conf: DaemonConf, places: &Places, wait: Duration) -> Res
     // Nobody answers from now on: the shim keeps DELs, which are done below, and must not wait for an answer.
     socket.remove();
     drop(socket);
-    remove_configuration(&places.conf_dir)?;
+    remove_configuration(&places.conf_dir, conf.config_file.as_deref())?;
     remove_certificates(&conf)?;
     let cni_dir = conf.cni_dir.clone();
     let calls = Arc::new(Calls::new(conf, Node::default(), Clients::default()));
@@ -85,11 +85,12 @@ pub async fn uninstall(conf: DaemonConf, places: &Places, wait: Duration) -> Res
     Ok(left)
 }
 
-/// Puts the primary's configuration in force again.
+/// Puts the primary's configuration in force again; what was `copied` from a file of the administrator's goes like what was
+/// generated.
 ///
 /// # Errors
 /// When a file cannot be removed or renamed.
-pub fn remove_configuration(conf_dir: &Path) -> Result<(), Error> {
+pub fn remove_configuration(conf_dir: &Path, copied: Option<&Path>) -> Result<(), Error> {
     let failed = |path: &Path, e: std::io::Error| Error::file("uninstalling", path, e);
     let entries = match std::fs::read_dir(conf_dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -108,7 +109,9 @@ pub fn remove_configuration(conf_dir: &Path) -> Result<(), Error> {
             }
         }
     }
-    for name in names.iter().filter(|name| name.starts_with(OWN_PREFIX)) {
+    let source = copied.filter(|file| file.parent() != Some(conf_dir));
+    let copy = source.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    for name in names.iter().filter(|name| name.starts_with(OWN_PREFIX) || copy.as_ref() == Some(name)) {
         host::durable::remove(&conf_dir.join(name))?;
     }
     let credentials = conf_dir.join("multus.d");
@@ -155,17 +158,22 @@ mod tests {
             ("00-multus.conflist.cilium_bak", "{}"),
             ("10-flannel.conflist.old", r#"{"name":"x","plugins":[{"type":"y"}]}"#),
             ("notes.old", "x"),
+            ("01-own.conf", "{}"),
             ("multus.d/multus.kubeconfig", "{}"),
         ] {
             std::fs::write(path(name), content).unwrap();
         }
         for _ in 0..2 {
-            remove_configuration(directory.path()).unwrap();
+            remove_configuration(directory.path(), Some(Path::new("/etc/multus/01-own.conf"))).unwrap();
             let mut files: Vec<_> =
                 std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
             files.sort();
             assert_eq!(files, ["10-flannel.conflist", "notes.old"]);
         }
-        remove_configuration(&path("nonexistent")).unwrap();
+        // A file that was not copied from anywhere is the administrator's.
+        std::fs::write(path("01-own.conf"), "{}").unwrap();
+        remove_configuration(directory.path(), Some(&path("01-own.conf"))).unwrap();
+        assert!(path("01-own.conf").exists());
+        remove_configuration(&path("nonexistent"), None).unwrap();
     }
 }
