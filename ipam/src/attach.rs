@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use crate::config::{Conf, Source};
 use crate::conversation::Conversation;
 use crate::error::Error;
+use crate::exchange::Need;
 use crate::kubernetes::Kubernetes;
 use crate::ledger::{Demand, Holder, Ledger, Use};
 use crate::plugin::online;
@@ -282,19 +283,20 @@ impl<'a> Attach<'a> {
             store,
             source,
             network_name: &conf.network_name,
+            exclusive: conf.exclusive,
             block: conf.block(&source.range),
             slices: conf.slices.as_deref(),
             limit: CONTENTION,
         };
         let take = |me| store.within(&source.pool, me, |ledger, now| ledger.take(demand, now));
-        let (pool, me) = conversation.hold(Some(demand)).await?;
+        let (pool, me) = conversation.hold(Need::Address(demand)).await?;
         if let Some(offset) = take(&me)? {
             return Ok(Ok(offset));
         }
         if !sweep::sweep(&conversation, &pool).await? {
             return Ok(Err(pool));
         }
-        let (pool, me) = conversation.hold(Some(demand)).await?;
+        let (pool, me) = conversation.hold(Need::Address(demand)).await?;
         let taken = take(&me)?;
         // Until then nobody may send back what was brought for this call.
         lock.release();

@@ -165,11 +165,6 @@ impl NodeConf {
     }
 
     fn read(layers: &Layers, places: &Places) -> Result<Self, Error> {
-        let kubeconfig = |object: &Object| -> Result<Option<PathBuf>, Error> {
-            let section: Option<Object> = object.decode("kubernetes").map_err(Error::Conf)?;
-            let text = section.map(|section| section.decode::<String>("kubeconfig")).transpose();
-            Ok(text.map_err(Error::Conf)?.flatten().filter(|text| !text.is_empty()).map(PathBuf::from))
-        };
         let first_line = |path: PathBuf| {
             let text = fs::read_to_string(path).ok()?;
             text.lines().next().map(|line| line.trim().to_owned()).filter(|name| !name.is_empty())
@@ -177,14 +172,28 @@ impl NodeConf {
         let beside = || layers.flat_dir.as_ref().and_then(|dir| first_line(dir.join("nodename")));
         let name = places.node_name.clone().or_else(beside).or_else(|| first_line(places.host_name.clone()));
         Ok(Self {
-            kubeconfig: match kubeconfig(&layers.ipam)? {
+            kubeconfig: match kubeconfig_in(&layers.ipam)? {
                 Some(path) => Some(path),
-                None => kubeconfig(&layers.flat)?,
+                None => kubeconfig_in(&layers.flat)?,
             },
             name: name.ok_or_else(|| Error::NoNodeName { host_name: places.host_name.clone() })?,
             data_dir: layers.text("dataDir")?.map_or_else(|| places.data_dir.clone(), PathBuf::from),
         })
     }
+}
+
+fn kubeconfig_in(object: &Object) -> Result<Option<PathBuf>, Error> {
+    let section: Option<Object> = object.decode("kubernetes").map_err(Error::Conf)?;
+    let text = section.map(|section| section.decode::<String>("kubeconfig")).transpose();
+    Ok(text.map_err(Error::Conf)?.flatten().filter(|text| !text.is_empty()).map(PathBuf::from))
+}
+
+/// The kubeconfig that the flat file of a node names.
+///
+/// # Errors
+/// [`Error::Conf`] and [`Error::FlatFile`].
+pub fn kubeconfig(places: &Places) -> Result<Option<PathBuf>, Error> {
+    kubeconfig_in(&Layers::read(&Object::new(), places)?.flat)
 }
 
 impl Conf {

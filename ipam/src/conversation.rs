@@ -8,14 +8,16 @@ use futures_util::future::join_all;
 
 use crate::config::Source;
 use crate::error::Error;
-use crate::exchange::{Want, dismiss, plan, settle};
+use crate::exchange::{Need, Want, dismiss, plan, settle};
 use crate::kubernetes::{Kubernetes, Reserver};
 use crate::ledger::{Demand, Fill, Slot, Use};
 use crate::names;
 use crate::pool::{Change, Entry, NodeLife, Owner, Pool};
 use crate::range::Range;
 use crate::slices;
+use crate::stock::block_of;
 use crate::store::{Store, now};
+use crate::terms::Terms;
 
 /// Longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -37,6 +39,8 @@ pub struct Conversation<'a> {
     pub source: &'a Source,
     /// `network_name`.
     pub network_name: &'a str,
+    /// `enable_overlapping_ranges`.
+    pub exclusive: bool,
     /// `node_slice_size` as a number of addresses.
     pub block: Option<u128>,
     /// The name of the `NodeSlicePool`, where the peer may have one.
@@ -46,7 +50,7 @@ pub struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    /// Tells the pool what the ledger has to tell and, with a demand, gets an address that meets it, if there is one.
+    /// Tells the pool what the ledger has to tell and, where an address is needed, gets one that will do, if there is one.
     /// Answers with the pool as it is then, and with the life of the node to which it said so.
     ///
     /// The caller holds the pool's claim lock.
@@ -54,7 +58,8 @@ impl Conversation<'_> {
     /// # Errors
     /// [`Error::Api`], [`Error::Contended`], [`Error::Replaced`], and what the ledger's file has to say. The ledger stays
     /// true.
-    pub async fn hold(&self, demand: Option<&Demand<'_>>) -> Result<(Pool, NodeLife), Error> {
+    pub async fn hold(&self, need: Need<'_>) -> Result<(Pool, NodeLife), Error> {
+        let demand = need.demand();
         let name = self.source.pool.as_str();
         let sought = self.store.with(name, |ledger, _| ledger.strangers.clone())?;
         if let Some(slices) = self.slices {
@@ -70,11 +75,14 @@ impl Conversation<'_> {
             let started = now()?;
             let pool = self.kubernetes.pool(name, &self.source.range.subnet().to_string()).await?;
             let spread = (turns > 0).then(|| RandomState::new().hash_one(turns));
-            let want = Want { demand, avoid: &avoid, block: self.block, spread };
+            let want = Want { need, avoid: &avoid, block: self.block, spread };
             let change = self.store.within(name, &me, |ledger, now| {
                 if demand.is_none() {
+                    ledger.block = block_of(&pool, &me, &self.source.range, self.block);
                     ledger.mark_surplus(now);
                     ledger.mark_vacant(now);
+                } else {
+                    ledger.terms = Some(self.terms());
                 }
                 plan(ledger, &pool, &me, &want, now)
             })?;
@@ -109,14 +117,27 @@ impl Conversation<'_> {
             if !is_met && change.values().any(gives_back) {
                 continue;
             }
-            let Some(demand) = demand.filter(|demand| demand.reserved) else { return Ok((after, me)) };
-            let refused = self.reserve(demand, &me).await?;
+            if !self.exclusive || matches!(need, Need::Nothing) {
+                return Ok((after, me));
+            }
+            let refused = self.reserve(demand.map_or(range, |demand| demand.range), &me).await?;
             if refused.is_empty() {
                 return Ok((after, me));
             }
             avoid.extend(refused);
         }
         Err(Error::Contended { pool: name.to_owned(), tries: turns })
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            node: self.store.node().to_owned(),
+            range: self.source.range.clone(),
+            network_name: self.network_name.to_owned(),
+            exclusive: self.exclusive,
+            block: self.block,
+            slices: self.slices.map(str::to_owned),
+        }
     }
 
     /// Who we are to the pool. The name is verified as soon as it can be: only then may others bury us, or may we take
@@ -141,7 +162,7 @@ impl Conversation<'_> {
     }
 
     /// Reserves the idle addresses that are not yet, and answers with those that are others'.
-    async fn reserve(&self, demand: &Demand<'_>, me: &NodeLife) -> Result<Vec<u128>, Error> {
+    async fn reserve(&self, range: &Range, me: &NodeLife) -> Result<Vec<u128>, Error> {
         let name = self.source.pool.as_str();
         let open: Vec<(u128, Reserver)> = self.store.within(name, me, |ledger, _| {
             let open = ledger.slots.iter().filter(|(_, slot)| slot.state == Use::Idle && !slot.reserved);
@@ -150,9 +171,9 @@ impl Conversation<'_> {
             };
             open.map(|(offset, slot)| (*offset, reserver(slot))).collect()
         })?;
-        let open = open.into_iter().filter_map(|(offset, reserver)| {
-            Some((offset, reserver, self.reservation(demand.range, offset)?))
-        });
+        let open = open
+            .into_iter()
+            .filter_map(|(offset, reserver)| Some((offset, reserver, self.reservation(range, offset)?)));
         let asked = open.map(|(offset, reserver, reservation)| async move {
             (offset, self.kubernetes.reserve(&reservation, &reserver).await)
         });

@@ -8,6 +8,7 @@ use cni::Request;
 use crate::config::{Conf, NodeConf, Places, Source};
 use crate::conversation::Conversation;
 use crate::error::Error;
+use crate::exchange::Need;
 use crate::kubernetes::Kubernetes;
 use crate::ledger::{Slot, Stranger, Use};
 use crate::plugin::online;
@@ -123,9 +124,10 @@ async fn tell_pools(
         let _lock = store.claim_lock(&source.pool)?;
         let (kubernetes, network_name) = (&kubernetes, conf.network_name.as_str());
         let (block, slices) = (conf.block(&source.range), conf.slices.as_deref());
+        let (exclusive, limit) = (conf.exclusive, patience);
         let conversation =
-            Conversation { kubernetes, store, source, network_name, block, slices, limit: patience };
-        conversation.hold(None).await?;
+            Conversation { kubernetes, store, source, network_name, exclusive, block, slices, limit };
+        conversation.hold(Need::Nothing).await?;
     }
     Ok(())
 }

@@ -42,6 +42,17 @@ pub enum Error {
         /// Where it was looked for last.
         host_name: PathBuf,
     },
+    /// Figures cannot be served.
+    #[error("cannot listen on {address}: {cause}; choose another --metrics")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The directory of the ledgers cannot be watched.
+    #[error("the node's ledgers: {0}")]
+    Watch(#[from] host::directory_watch::Error),
     /// There is no kubeconfig.
     #[error(
         "no kubeconfig: set kubernetes.kubeconfig in the ipam section or in whereabouts.conf; pools are objects of the cluster"
@@ -186,6 +197,8 @@ impl Error {
             | Error::Outside { .. }
             | Error::OtherClaim { .. }
             | Error::Check { .. }
+            | Error::Listen { .. }
+            | Error::Watch(_)
             | Error::Start(_) => cni::Error::INTERNAL,
         }
     }

@@ -9,24 +9,42 @@ use std::collections::BTreeSet;
 
 use crate::ledger::{Demand, Ledger, Moment, Slot, Stranger, Use};
 use crate::pool::{Change, Entry, Mark, NodeLife, Owner, Pool, tenant_id};
+use crate::range::Range;
+use crate::stock::{self, Room, SHARE, block_of};
 use crate::tenant::Tenant;
 
-/// Most addresses a node asks for at once, unless the configuration says otherwise.
-const LARGEST_BLOCK: u128 = 64;
-/// A node asks for its part of the room, divided by this: the others must find some after it.
-const SHARE: u128 = 2;
-/// How many nodes are expected at least: those that come first must leave room for those that come.
-const FEWEST_NODES: u128 = 8;
 /// Over how many blocks the nodes spread that met at the first.
 const SPREAD: u128 = 256;
 /// Most addresses that are asked back at once.
 const MOST_WANTED: usize = 64;
 
+/// Why a node talks to a pool.
+#[derive(Debug, Clone, Copy)]
+pub enum Need<'a> {
+    /// To say what it has to say.
+    Nothing,
+    /// To have idle addresses before they are asked for.
+    Stock(&'a Range),
+    /// To give out an address.
+    Address(&'a Demand<'a>),
+}
+
+impl<'a> Need<'a> {
+    /// The address that is to be given out.
+    #[must_use]
+    pub fn demand(&self) -> Option<&'a Demand<'a>> {
+        match self {
+            Self::Address(demand) => Some(demand),
+            Self::Nothing | Self::Stock(_) => None,
+        }
+    }
+}
+
 /// What a node wants of a pool.
 #[derive(Debug)]
 pub struct Want<'a> {
-    /// The address that is needed now, if one is.
-    pub demand: Option<&'a Demand<'a>>,
+    /// What is needed now.
+    pub need: Need<'a>,
     /// Addresses not to ask for: they are reserved by others in overlapping ranges.
     pub avoid: &'a BTreeSet<u128>,
     /// How many addresses to ask for at once; by the room there is when not given.
@@ -54,6 +72,10 @@ pub fn plan(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, want: &Want<'_>, no
             {
                 Some(None)
             }
+            // The node was given up and is back, with the tenant's container, before the tenant came elsewhere.
+            Owner::Tenant(tenant) if houses(ledger, *offset, &tenant) => {
+                Some(Some(Entry::of_node(me, &Mark::None, Some(&tenant))))
+            }
             // Another node's, or of a lost ledger of this boot: its containers may still run.
             Owner::Node(..) | Owner::Tenant(_) | Owner::Pod(_) => None,
         };
@@ -65,19 +87,31 @@ pub fn plan(ledger: &mut Ledger, pool: &Pool, me: &NodeLife, want: &Want<'_>, no
             change.insert(*offset, Some(Entry::of_node(me, &Mark::None, slot.tenant.as_ref())));
         }
     }
-    if let Some(demand) = want.demand {
-        if let Some(tenant) = &demand.tenant {
-            ledger.absolve(&tenant_id(tenant));
-        }
-        let after = pool.changed(&change);
-        if !has_candidate(ledger, &after, me, demand, want, now) {
-            match &demand.tenant {
-                Some(tenant) => house(ledger, &after, me, demand, tenant, want, &mut change, now),
-                None => claim(ledger, &after, me, demand, want, &mut change),
+    match want.need {
+        Need::Nothing => {}
+        Need::Stock(range) => lay_in(ledger, &pool.changed(&change), me, range, want, &mut change, now),
+        Need::Address(demand) => {
+            if let Some(tenant) = &demand.tenant {
+                ledger.absolve(&tenant_id(tenant));
+            }
+            let after = pool.changed(&change);
+            if !has_candidate(ledger, &after, me, demand, want, now) {
+                match &demand.tenant {
+                    Some(tenant) => house(ledger, &after, me, demand, tenant, want, &mut change, now),
+                    None => claim(ledger, &after, me, demand, want, &mut change),
+                }
             }
         }
     }
     change
+}
+
+/// Whether a container here is the tenant, and has that address.
+fn houses(ledger: &Ledger, offset: u128, tenant: &Tenant) -> bool {
+    let slot = ledger.slots.get(&offset);
+    slot.is_some_and(|slot| {
+        matches!(slot.state, Use::Held(_) | Use::Lost(_)) && slot.tenant.as_ref() == Some(tenant)
+    })
 }
 
 /// What becomes of an entry of this very life of the node.
@@ -158,26 +192,57 @@ fn claim(
         }
         return;
     }
-    let room = demand.range.capacity().saturating_sub(after.used(demand.range));
-    let nodes = after.nodes().iter().filter(|node| !node.is_same_node(me)).count() as u128 + 1;
-    let size = block(room, demand.range.capacity(), nodes, want.block);
-    let count = usize::try_from(size).unwrap_or(usize::MAX);
-    // Where there is little room, there is none to spread in.
-    let blocks = if size == 1 { 1 } else { (room / size).clamp(1, SPREAD) };
-    let skipped = want.spread.map_or(0, |random| u128::from(random) % blocks * size);
-    let free = |skipped| -> Vec<u128> {
-        let free = after.free(demand.range).filter(is_asked_for);
-        free.skip(usize::try_from(skipped).unwrap_or(usize::MAX)).take(count).collect()
-    };
-    let mut free_there = free(skipped);
-    if free_there.is_empty() {
-        free_there = free(0);
-    }
+    let size = block_of(after, me, demand.range, want.block);
+    let free_there = free_block(ledger, after, demand.range, want, size);
     ledger.block = size;
     if free_there.is_empty() {
         ask_back(after, me, demand, change);
     }
     change.extend(free_there.into_iter().map(|offset| (offset, mine())));
+}
+
+/// Adds to the change the block that the node will need soon, if it will, and if there is room for it: nobody is asked
+/// for what nobody waits for.
+fn lay_in(
+    ledger: &mut Ledger,
+    after: &Pool,
+    me: &NodeLife,
+    range: &Range,
+    want: &Want<'_>,
+    change: &mut Change,
+    now: Moment,
+) {
+    let mut settled = ledger.clone();
+    settle(&mut settled, after, me, now);
+    let size = block_of(after, me, range, want.block);
+    ledger.block = size;
+    let room = Room {
+        usable: range.capacity(),
+        taken: after.used(range),
+        is_wanted: after.entries.values().any(|entry| matches!(entry.owner(), Owner::Node(_, Mark::Wanted))),
+    };
+    if stock::lacks(stock::idle(&settled, range, now), size, &room) {
+        let free_there = free_block(ledger, after, range, want, size);
+        change.extend(
+            free_there.into_iter().map(|offset| (offset, Some(Entry::of_node(me, &Mark::None, None)))),
+        );
+    }
+}
+
+/// Free addresses for a block of that size: the first ones, or others where `want` says so.
+fn free_block(ledger: &Ledger, after: &Pool, range: &Range, want: &Want<'_>, size: u128) -> Vec<u128> {
+    let room = range.capacity().saturating_sub(after.used(range));
+    let count = usize::try_from(size).unwrap_or(usize::MAX);
+    // Where there is little room, there is none to spread in.
+    let blocks = if size == 1 { 1 } else { (room / size).clamp(1, SPREAD) };
+    let skipped = want.spread.map_or(0, |random| u128::from(random) % blocks * size);
+    let is_asked_for = |offset: &u128| !want.avoid.contains(offset) && !ledger.slots.contains_key(offset);
+    let free = |skipped| -> Vec<u128> {
+        let free = after.free(range).filter(is_asked_for);
+        free.skip(usize::try_from(skipped).unwrap_or(usize::MAX)).take(count).collect()
+    };
+    let free_there = free(skipped);
+    if free_there.is_empty() { free(0) } else { free_there }
 }
 
 /// Adds to the change the address of a tenant: the one that waits for it, else one that is free. While another container
@@ -255,21 +320,6 @@ fn former(after: &Pool, demand: &Demand<'_>, want: &Want<'_>) -> Option<u128> {
     after.entries.iter().find(is_its).map(|(offset, _)| *offset)
 }
 
-/// How many addresses a node asks for: a part of its share of the `room` of so much `capacity`, and once more than half
-/// is taken a smaller part, so that blocks shrink to single addresses before nodes run dry while others hoard.
-fn block(room: u128, capacity: u128, nodes: u128, configured: Option<u128>) -> u128 {
-    match configured {
-        Some(size) => size.min(room / SHARE).max(1),
-        None => {
-            let share = (room / (SHARE * nodes.max(FEWEST_NODES))).min(u32::MAX.into());
-            // In 64 bits each, so that the product has room.
-            let scale = 64_u32.saturating_sub(capacity.leading_zeros());
-            let half = (capacity >> scale).div_ceil(2).max(1);
-            (share * (room >> scale).min(half) / half).clamp(1, LARGEST_BLOCK)
-        }
-    }
-}
-
 /// Asks others for what they do not use: that of the tenant if there is one, else any.
 fn ask_back(after: &Pool, me: &NodeLife, demand: &Demand<'_>, change: &mut Change) {
     let others = |tenant: Option<&Tenant>| -> Change {
@@ -334,31 +384,4 @@ pub fn dismiss(ledger: &mut Ledger, pool: &Pool, sought: &[Stranger]) {
         let is_there = |entry: &Entry| entry.id == stranger.container && entry.ifname == stranger.ifname;
         !sought.contains(stranger) || pool.entries.values().any(is_there)
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_shrink_with_the_room() {
-        let wide = 1 << 64;
-        for (room, capacity, nodes, configured, expected) in [
-            (920, 1022, 1, None, 57),
-            (511, 1022, 1, None, 31),
-            (511, 1022, 10, None, 25),
-            (255, 1022, 1, None, 7),
-            (52, 1022, 1, None, 1),
-            (2, 2, 1, None, 1),
-            (0, 2, 1, None, 1),
-            (wide - 5, wide, 3, None, 64),
-            (u128::MAX, u128::MAX, 500, None, 64),
-            (wide, u128::MAX, 1, None, 1),
-            (100, 254, 1, Some(64), 50),
-            (0, 254, 1, Some(64), 1),
-        ] {
-            let size = block(room, capacity, nodes, configured);
-            assert_eq!(size, expected, "{room} of {capacity}, {nodes} nodes, {configured:?}");
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! What IPAM asks of the API server: pools, reservations, tenants, whether nodes and pods are there, events.
 
+mod bell;
 mod reservations;
 mod tenants;
 
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::pool::Pool;
 
+pub use bell::Bell;
 pub use reservations::Reserver;
 pub use tenants::{Claim, PodMeta};
 
@@ -82,6 +84,20 @@ impl Kubernetes {
         config.default_retry = false;
         let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
         let namespace = namespace.filter(|n| !n.is_empty()).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        Ok(Self { client, namespace, patience })
+    }
+
+    /// A client by the service account of the pod in which this runs; pools are in the pod's namespace.
+    ///
+    /// # Errors
+    /// [`Error::Access`].
+    pub fn of_pod(patience: Duration) -> Result<Self, Error> {
+        let account = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+        let failed = |message: String| Error::Access { path: account.to_owned(), message };
+        let mut config = Config::incluster().map_err(|e| failed(chain(&e)))?;
+        (config.proxy_url, config.default_retry) = (None, false);
+        let namespace = config.default_namespace.clone();
+        let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
         Ok(Self { client, namespace, patience })
     }
 
@@ -287,7 +303,10 @@ fn whole(object: &DynamicObject) -> Value {
         let managers = metadata.managed_fields.as_ref().map_or(0, Vec::len);
         members.insert(
             "metadata".to_owned(),
-            json!({"resourceVersion": metadata.resource_version, "managedFields": vec![Value::Null; managers]}),
+            json!({
+                "resourceVersion": metadata.resource_version, "managedFields": vec![Value::Null; managers],
+                "labels": metadata.labels,
+            }),
         );
     }
     value

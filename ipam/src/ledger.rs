@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::pool::NodeLife;
 use crate::range::Range;
 use crate::tenant::Tenant;
+use crate::terms::Terms;
 
 /// The version of a ledger with tenants.
 const VERSION: u32 = 2;
@@ -205,6 +206,9 @@ pub struct Ledger {
     pub strangers: Vec<Stranger>,
     /// Owners of addresses that seem to be no more.
     pub suspects: Vec<Suspect>,
+    /// What the daemon has to know. Without it, or to a program that has no daemon, the ledger says the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<Terms>,
 }
 
 impl Ledger {
@@ -222,6 +226,7 @@ impl Ledger {
             slots: BTreeMap::new(),
             strangers: Vec::new(),
             suspects: Vec::new(),
+            terms: None,
         }
     }
 
@@ -331,6 +336,14 @@ impl Ledger {
             block => usize::try_from(block).unwrap_or(usize::MAX),
         };
         for offset in idle.into_iter().skip(kept) {
+            self.mark_returning(offset);
+        }
+    }
+
+    /// Marks for return so many of those that were idle for long.
+    pub fn mark_unused(&mut self, count: u128, now: Moment) {
+        let idle: Vec<u128> = self.idle(now, false).collect();
+        for offset in idle.into_iter().rev().take(usize::try_from(count).unwrap_or(usize::MAX)) {
             self.mark_returning(offset);
         }
     }

@@ -5,9 +5,11 @@
 //! writes that are conditional on what was read, and between node and container without the cluster's knowledge. Why no
 //! address can have two containers is shown in docs/ipam.md.
 //!
-//! [`range`], [`names`], [`tenant`], [`pool`], [`ledger`], [`exchange`] and [`burial`] are the pure core.
+//! [`range`], [`names`], [`tenant`], [`terms`], [`pool`], [`ledger`], [`stock`], [`chores`], [`exchange`] and [`burial`] are
+//! the pure core.
 
 pub mod burial;
+pub mod chores;
 pub mod config;
 pub mod conversation;
 pub mod error;
@@ -19,8 +21,11 @@ pub mod names;
 pub mod plugin;
 pub mod pool;
 pub mod range;
+pub mod stock;
 pub mod store;
 pub mod tenant;
+pub mod tend;
+pub mod terms;
 
 mod attach;
 mod detach;

@@ -1,9 +1,10 @@
-//! The `whereabouts` IPAM plugin.
+//! The `whereabouts` IPAM plugin, and the daemon that works beside it.
 
 use std::process::ExitCode;
 
 use ipam::metrics;
 use ipam::plugin::Whereabouts;
+use ipam::tend;
 
 fn main() -> ExitCode {
     let plugin = Whereabouts::default();
@@ -11,6 +12,7 @@ fn main() -> ExitCode {
     // A runtime gives no arguments.
     match arguments.next() {
         Some(command) if command == "metrics" => metrics::main(arguments, &plugin.places),
+        Some(command) if command == "tend" => tend::main(arguments, &plugin.places),
         _ => cni::skel::main(&plugin),
     }
 }

@@ -3,6 +3,8 @@
 //! The plugin lives for one call and serves nothing. Whoever wants figures runs `whereabouts metrics` now and then, and
 //! lets node-exporter read what it prints. It asks nobody, and changes nothing.
 
+pub(crate) mod serve;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;

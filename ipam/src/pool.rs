@@ -20,6 +20,8 @@ const UNVERIFIED: char = '~';
 /// What precedes the tenant for which an address is.
 const FOR: char = '=';
 const WANTED: &str = "wanted";
+/// What begins the label by which a node hears that a pool wants addresses of it; the boot of its machine follows.
+const LABEL: &str = "whereabouts.podrail.io/wanted-";
 const CONDEMNED: &str = "condemned-";
 
 /// An entry as it stands in the object.
@@ -178,6 +180,10 @@ pub struct Pool {
     pub has_map: bool,
     /// Whether the API server keeps in the object who wrote which field.
     pub has_managers: bool,
+    /// Whether the object has labels at all.
+    pub has_labels: bool,
+    /// The boots of which the labels say that something is wanted of their nodes.
+    pub bells: BTreeSet<String>,
     /// The entries by offset.
     pub entries: BTreeMap<u128, Entry>,
 }
@@ -188,6 +194,8 @@ impl Pool {
     #[must_use]
     pub fn parse(object: &Value) -> Self {
         let allocations = object.pointer("/spec/allocations").and_then(Value::as_object);
+        let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+        let bell = |(key, _): (&String, &Value)| key.strip_prefix(LABEL).map(str::to_owned);
         let entry = |(key, value): (&String, &Value)| {
             Some((key.parse().ok()?, serde_json::from_value(value.clone()).unwrap_or_default()))
         };
@@ -199,6 +207,8 @@ impl Pool {
                 .to_owned(),
             has_map: allocations.is_some(),
             has_managers: object.pointer("/metadata/managedFields").is_some_and(|list| list != &json!([])),
+            has_labels: labels.is_some(),
+            bells: labels.into_iter().flatten().filter_map(bell).collect(),
             entries: allocations.into_iter().flatten().filter_map(entry).collect(),
         }
     }
@@ -211,8 +221,34 @@ impl Pool {
         if !self.has_map {
             operations.push(json!({"op": "add", "path": "/spec/allocations", "value": {}}));
         }
+        operations.extend(self.ring(change));
         operations.extend(self.operations(change));
         Value::Array(operations)
+    }
+
+    /// What makes the labels say which nodes have a wanted address once the change is made. They say nothing that the
+    /// entries do not: a node can wait for a label without being told of all that becomes of the pool.
+    fn ring(&self, change: &Change) -> Vec<Value> {
+        let wanted = self.changed(change).wanted();
+        let path = |boot: &String| format!("/metadata/labels/{}", label(boot).replace('/', "~1"));
+        let mut operations = Vec::new();
+        if !self.has_labels && !wanted.is_empty() {
+            operations.push(json!({"op": "add", "path": "/metadata/labels", "value": {}}));
+        }
+        let (come, gone) = (wanted.difference(&self.bells), self.bells.difference(&wanted));
+        operations.extend(come.map(|boot| json!({"op": "add", "path": path(boot), "value": ""})));
+        operations.extend(gone.map(|boot| json!({"op": "remove", "path": path(boot)})));
+        operations
+    }
+
+    /// The boots of the nodes that have a wanted address.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeSet<String> {
+        let boot = |entry: &Entry| match entry.owner() {
+            Owner::Node(node, Mark::Wanted) if is_label_text(&node.boot) => Some(node.boot),
+            Owner::Node(..) | Owner::Tenant(_) | Owner::Pod(_) => None,
+        };
+        self.entries.values().filter_map(boot).collect()
     }
 
     /// The JSON Patch that makes the change, if the addresses are as they were read, whatever else became of the pool.
@@ -289,6 +325,17 @@ impl Pool {
     }
 }
 
+/// The label of a pool that wants addresses of a node of this boot.
+#[must_use]
+pub fn label(boot: &str) -> String {
+    format!("{LABEL}{boot}")
+}
+
+/// Whether a boot can be in the name of a label: a pool whose labels are none is refused as a whole.
+fn is_label_text(boot: &str) -> bool {
+    (1..=16).contains(&boot.len()) && boot.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
 fn path(offset: &u128) -> String {
     format!("/spec/allocations/{offset}")
 }
@@ -341,6 +388,8 @@ mod tests {
             pool.patch(&change),
             json!([
                 {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
+                {"op": "add", "path": "/metadata/labels", "value": {}},
+                {"op": "add", "path": "/metadata/labels/whereabouts.podrail.io~1wanted-0a", "value": ""},
                 {"op": "remove", "path": "/spec/allocations/1"},
                 {"op": "add", "path": "/spec/allocations/5", "value": {"id": "c", "podref": ""}},
             ])
@@ -375,5 +424,33 @@ mod tests {
         let range = Range::new("10.0.0.0/29".parse().unwrap(), None, None, &[], None);
         assert_eq!(after.free(&range).collect::<Vec<_>>(), [1, 4, 6]);
         assert_eq!(after.used(&range), 3);
+    }
+
+    #[test]
+    fn labels_say_of_whom_something_is_wanted() {
+        let path = |boot: &str| format!("/metadata/labels/whereabouts.podrail.io~1wanted-{boot}");
+        let come = |boot| json!({"op": "add", "path": path(boot), "value": ""});
+        let gone = |boot| json!({"op": "remove", "path": path(boot)});
+        let node =
+            |boot: &str| NodeLife { node: "n".into(), verified: true, boot: boot.into(), life: "0b".into() };
+        let entry = |boot: &str, mark: &Mark| Some(Entry::of_node(&node(boot), mark, None));
+        for (labels, change, wanted) in [
+            // One that an older program marked without a label.
+            (json!({"x": "y"}), Change::new(), vec![come("0a")]),
+            (json!({label("0a"): ""}), Change::new(), vec![]),
+            (json!({label("0a"): ""}), Change::from([(3, entry("0a", &Mark::None))]), vec![gone("0a")]),
+            (json!({label("0a"): ""}), Change::from([(3, None)]), vec![gone("0a")]),
+            (json!({label("0a"): "", label("0c"): ""}), Change::new(), vec![gone("0c")]),
+            (
+                json!({label("0a"): ""}),
+                Change::from([(9, entry("0d", &Mark::Wanted)), (8, entry("-", &Mark::Wanted))]),
+                vec![come("0d")],
+            ),
+        ] {
+            let mut object = object();
+            object["metadata"]["labels"] = labels.clone();
+            let pool = Pool::parse(&object);
+            assert_eq!(pool.ring(&change), wanted, "{labels}, {change:?}");
+        }
     }
 }

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// The addresses of a subnet that may be given out.
 ///
 /// An address is known by its offset from the subnet's first address, which is how pools name it. Offsets are full
 /// width: an IPv6 subnet may be of any length.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     subnet: IpNet,
     gateway: Option<IpAddr>,
@@ -115,7 +116,7 @@ impl Range {
     /// How many addresses may be given out; what is beyond counting is `u128::MAX`.
     #[must_use]
     pub fn capacity(&self) -> u128 {
-        let size = |(low, high): &(u128, u128)| (high - low).saturating_add(1);
+        let size = |(low, high): &(u128, u128)| high.saturating_sub(*low).saturating_add(1);
         self.allowed.iter().map(size).fold(0, u128::saturating_add)
     }
 }

@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +21,10 @@ const LEDGER_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait for a process that talks to the API server.
 const CLAIM_LIMIT: Duration = Duration::from_secs(60);
 const SUFFIX: &str = ".json";
+
+/// One state of a ledger's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp(u64, i64, i64);
 
 /// The directory of a node's ledgers.
 #[derive(Debug, Clone)]
@@ -104,12 +110,38 @@ impl Store {
         Ok(found.filter(|ledger| ledger.boot == self.boot()))
     }
 
+    /// What tells one state of a pool's ledger from the next, as every change of it makes a new file; `None` where there is
+    /// no ledger.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn stamp(&self, pool: &str) -> Result<Option<Stamp>, Error> {
+        let path = self.path(pool, SUFFIX);
+        match fs::metadata(&path) {
+            Ok(file) => Ok(Some(Stamp(file.ino(), file.mtime(), file.mtime_nsec()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(durable::Error { operation: "reading", path, cause }.into()),
+        }
+    }
+
     /// Keeps other processes of the node from talking to the API server about the pool.
     ///
     /// # Errors
     /// When one does so for long.
     pub fn claim_lock(&self, pool: &str) -> Result<FileLock, Error> {
         Ok(FileLock::acquire(&self.path(pool, ".claim.lock"), CLAIM_LIMIT)?)
+    }
+
+    /// The same for who can come again; `None` when another process talks about the pool.
+    ///
+    /// # Errors
+    /// When the lock cannot be made.
+    pub fn try_claim_lock(&self, pool: &str) -> Result<Option<FileLock>, Error> {
+        match FileLock::acquire(&self.path(pool, ".claim.lock"), Duration::ZERO) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(host::lock::Error::Timeout { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The pools of which there are ledgers.
@@ -134,7 +166,9 @@ impl Store {
         Ledger::new(self.boot(), &format!("{:08x}", random & 0xffff_ffff))
     }
 
-    fn boot(&self) -> &str {
+    /// What stands for the boot in entries and ledgers.
+    #[must_use]
+    pub fn boot(&self) -> &str {
         self.boot_id.split('-').next().unwrap_or_default()
     }
 

@@ -27,7 +27,7 @@ const MOST_LOOKED_FOR: usize = 32;
 /// # Errors
 /// [`Error::Api`], and what the ledger's file has to say.
 pub(crate) async fn sweep(conversation: &Conversation<'_>, pool: &Pool) -> Result<bool, Error> {
-    let freed = own(conversation).await?;
+    let freed = own(conversation, |netns| !Path::new(netns).exists()).await?;
     forget(conversation, pool)?;
     let mut change = Change::new();
     for life in pool.nodes() {
@@ -81,14 +81,20 @@ fn candidates(pool: &Pool) -> Vec<(u128, &Entry)> {
     entries
 }
 
-/// Containers of this node whose DEL never came.
-async fn own(conversation: &Conversation<'_>) -> Result<bool, Error> {
+/// Frees what containers of this node have whose DEL never came: their network namespace is gone, and their pod.
+///
+/// # Errors
+/// [`Error::Api`], and what the ledger's file has to say.
+pub(crate) async fn own(
+    conversation: &Conversation<'_>,
+    is_gone: impl Fn(&str) -> bool,
+) -> Result<bool, Error> {
     let (store, name) = (conversation.store, conversation.source.pool.as_str());
     let suspects = |ledger: &Ledger| -> Vec<(u128, String)> {
         let dead = |(offset, slot): (&u128, &crate::ledger::Slot)| match &slot.state {
             Use::Held(holder) | Use::Lost(holder) => {
-                let is_gone = !holder.netns.is_empty() && !Path::new(&holder.netns).exists();
-                is_gone.then(|| (*offset, holder.podref.clone()))
+                let is_dead = !holder.netns.is_empty() && is_gone(&holder.netns);
+                is_dead.then(|| (*offset, holder.podref.clone()))
             }
             Use::Idle | Use::Returning => None,
         };
@@ -100,11 +106,11 @@ async fn own(conversation: &Conversation<'_>) -> Result<bool, Error> {
         return Ok(false);
     }
     let pods = conversation.kubernetes.pods_of_node(store.node()).await?;
-    let is_gone = |podref: &str| pods.iter().all(|pod| pod.podref != podref);
+    let has_left = |podref: &str| pods.iter().all(|pod| pod.podref != podref);
     store.with(name, |ledger, now| {
         let mut freed = false;
         for (offset, podref) in suspects(ledger) {
-            if found.contains(&(offset, podref.clone())) && is_gone(&podref) {
+            if found.contains(&(offset, podref.clone())) && has_left(&podref) {
                 tracing::warn!("pod {podref} is gone and its DEL never came: its address is free again");
                 ledger.release(offset, Duration::ZERO, now);
                 freed = true;

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipam::burial::{Burial, bury};
-use ipam::exchange::{Want, dismiss, plan, settle};
+use ipam::exchange::{Need, Want, dismiss, plan, settle};
 use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, Use};
 use ipam::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 use ipam::range::Range;
+use ipam::stock::block_of;
 use ipam::tenant::Tenant;
 
 /// xorshift64*: a history must be the same wherever its seed is tried.
@@ -100,6 +101,9 @@ struct World {
     moved: u64,
     /// How often a node was inherited from.
     buried: u64,
+    /// How often the daemon took something ahead, and how often it answered those in need.
+    ahead: u64,
+    answered: u64,
 }
 
 fn holder(name: &str) -> Holder {
@@ -132,6 +136,8 @@ impl World {
             again: 0,
             moved: 0,
             buried: 0,
+            ahead: 0,
+            answered: 0,
             dice,
         };
         for number in 0..count {
@@ -162,7 +168,8 @@ impl World {
     }
 
     /// A conversation of a node with the API server, in which anything may fail. True when it came to its end.
-    fn exchange(&mut self, at: usize, demand: Option<&Demand<'_>>) -> bool {
+    fn exchange(&mut self, at: usize, need: Need<'_>) -> bool {
+        let demand = need.demand();
         let mut refused = BTreeSet::new();
         for turn in 0..3 {
             if self.nodes[at].partitioned || self.dice.one_in(12) {
@@ -175,21 +182,25 @@ impl World {
             let node = &mut self.nodes[at];
             // What is in a process that dies before the ledger is on disk is lost.
             let mut draft = node.ledger.clone();
-            draft.mark_surplus(started);
             if demand.is_none() {
+                draft.block = block_of(&read, &me, &self.range, self.block);
                 draft.mark_vacant(started);
             }
+            draft.mark_surplus(started);
             let sought = draft.strangers.clone();
             let spread = (turn > 0).then(|| self.dice.roll(1 << 20));
-            let want = Want { demand, avoid: &refused, block: self.block, spread };
+            let want = Want { need, avoid: &refused, block: self.block, spread };
             let change = plan(&mut draft, &read, &me, &want, started);
             if self.dice.one_in(15) {
                 return false;
             }
             node.ledger = draft;
-            // Others act between the read and the write.
+            // Others act between the read and the write, and so do calls of this node that need no pool.
             if self.dice.one_in(3) {
                 self.peer_step();
+            }
+            if self.dice.one_in(5) {
+                self.call(at);
             }
             let condition = if turn > 0 && read.is_claim(&change) {
                 let as_read = |offset: &u128| (*offset, read.entries.get(offset).cloned());
@@ -222,6 +233,9 @@ impl World {
             if self.dice.one_in(15) {
                 return false;
             }
+            if self.dice.one_in(5) {
+                self.call(at);
+            }
             // Another version of the program takes it for none, or somebody removes it: in the midst of a call.
             if !self.is_ending && self.dice.one_in(60) {
                 self.lose_ledger(at);
@@ -253,6 +267,56 @@ impl World {
             }
         }
         false
+    }
+
+    /// A call that is served from the ledger, while another process of the node talks to the pool.
+    fn call(&mut self, at: usize) {
+        let (now, cool_down, range) = (self.now(), self.cool_down, self.range.clone());
+        let name = self.name();
+        let pick = self.dice.roll(1 << 20);
+        let is_add = self.dice.one_in(2);
+        let node = &mut self.nodes[at];
+        if is_add && node.registered {
+            let (only, holder) = (BTreeSet::new(), holder(&name));
+            let demand = Demand { range: &range, only, holder, tenant: None, reserved: false };
+            if let Some(offset) = node.ledger.take(&demand, now) {
+                node.running.insert(name, offset);
+                self.got += 1;
+            }
+        } else if let Some(name) =
+            node.running.keys().nth(usize::try_from(pick).unwrap() % node.running.len().max(1))
+        {
+            let name = name.clone();
+            node.running.remove(&name);
+            node.housed.remove(&name);
+            if !node.ledger.release_attachment(&name, "net1", cool_down, now) {
+                node.ledger.strangers.push(Stranger { container: name, ifname: "net1".into() });
+            }
+            node.ledger.mark_surplus(now);
+        }
+    }
+
+    /// The daemon. What it heard may be old, and it may end at any moment.
+    fn tend(&mut self, at: usize) {
+        let (now, range) = (self.now(), self.range.clone());
+        let count = self.dice.roll(4);
+        match self.dice.roll(3) {
+            0 => {
+                let before = self.nodes[at].ledger.slots.len();
+                let is_done = self.exchange(at, Need::Stock(&range));
+                let after = self.nodes[at].ledger.slots.len();
+                self.ahead += u64::from(is_done && after > before);
+            }
+            1 => {
+                self.nodes[at].ledger.mark_unused(count.into(), now);
+                self.exchange(at, Need::Nothing);
+            }
+            _ if self.api.pool.wanted().contains(&self.nodes[at].me.boot) => {
+                let is_done = self.exchange(at, Need::Nothing);
+                self.answered += u64::from(is_done);
+            }
+            _ => {}
+        }
     }
 
     fn add(&mut self, at: usize) {
@@ -291,7 +355,7 @@ impl World {
                 self.got += 1;
                 return;
             }
-            if attempt == 1 || !self.exchange(at, Some(&demand)) {
+            if attempt == 1 || !self.exchange(at, Need::Address(&demand)) {
                 return;
             }
         }
@@ -308,7 +372,7 @@ impl World {
         }
         node.ledger.mark_surplus(now);
         if node.ledger.has_news() {
-            self.exchange(at, None);
+            self.exchange(at, Need::Nothing);
         }
     }
 
@@ -390,7 +454,7 @@ impl World {
         match self.dice.roll(100) {
             // A node without a Node object gets no pods.
             0..40 if self.nodes[at].registered => self.add(at),
-            40..66 => {
+            40..61 => {
                 if let Some(name) = self.nodes[at].ended.pop() {
                     return self.del(at, &name);
                 }
@@ -400,6 +464,7 @@ impl World {
                     self.del(at, name);
                 }
             }
+            61..66 => self.tend(at),
             66..70 => self.peer_step(),
             70..72 => self.nodes[at].partitioned ^= true,
             72 => self.reboot(at),
@@ -421,7 +486,7 @@ impl World {
                 }
             }
             98 => self.evict(at),
-            _ => drop(self.exchange(at, None)),
+            _ => drop(self.exchange(at, Need::Nothing)),
         }
     }
 
@@ -462,7 +527,7 @@ impl World {
             self.reboot(at);
             self.clock += 120_000;
             for _ in 0..100 {
-                if self.exchange(at, None) && self.exchange(at, None) {
+                if self.exchange(at, Need::Nothing) && self.exchange(at, Need::Nothing) {
                     break;
                 }
             }
@@ -474,7 +539,7 @@ impl World {
             );
         }
         self.evict(0);
-        assert!((0..100).any(|_| self.exchange(0, None)), "seed {seed}");
+        assert!((0..100).any(|_| self.exchange(0, Need::Nothing)), "seed {seed}");
         for (offset, entry) in &self.api.pool.entries {
             match entry.owner() {
                 Owner::Tenant(tenant) => panic!("seed {seed}: {offset} waits for {tenant} for ever"),
@@ -493,7 +558,7 @@ impl World {
 
 #[test]
 fn no_history_gives_an_address_twice() {
-    let (mut got, mut again, mut moved, mut buried) = (0, 0, 0, 0);
+    let (mut got, mut again, mut moved, mut buried, mut ahead, mut answered) = (0, 0, 0, 0, 0, 0);
     for seed in 1..=2_000 {
         let mut world = World::new(seed);
         for _ in 0..200 {
@@ -505,10 +570,16 @@ fn no_history_gives_an_address_twice() {
         again += world.again;
         moved += world.moved;
         buried += world.buried;
+        ahead += world.ahead;
+        answered += world.answered;
     }
     // A model in which nothing happens would hold as well.
     assert!(got > 20_000, "{got} addresses were given");
     assert!(buried > 100, "nodes were inherited from {buried} times");
+    assert!(
+        ahead > 500 && answered > 500,
+        "blocks were taken ahead {ahead} times, wishes answered {answered} times"
+    );
     assert!(
         again > 2_000 && moved > 1_000,
         "tenants came again {again} times, {moved} times to another node"

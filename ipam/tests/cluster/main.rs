@@ -8,3 +8,4 @@ mod node;
 mod pools;
 mod scale;
 mod tenants;
+mod tending;

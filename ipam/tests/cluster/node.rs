@@ -7,6 +7,7 @@ use cni::{Args, CniResult, Command, Object, Plugin as _, Request, Version};
 use e2e::sim::apiserver::ApiServer;
 use ipam::config::Places;
 use ipam::plugin::Whereabouts;
+use ipam::tend::{Options, tend};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -214,7 +215,7 @@ impl Cluster {
         }
     }
 
-    fn until(&self, what: &str, mut reached: impl FnMut() -> bool) {
+    pub(crate) fn until(&self, what: &str, mut reached: impl FnMut() -> bool) {
         for _ in 0..300 {
             if reached() {
                 return;
@@ -264,6 +265,20 @@ impl Cluster {
                 },
             },
         }
+    }
+}
+
+/// The daemon of a node, until it is dropped.
+pub(crate) struct Tending {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Tending {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let ended = self.thread.take().unwrap().join();
+        assert!(ended.is_ok() || std::thread::panicking());
     }
 }
 
@@ -353,6 +368,23 @@ impl Node {
             }
             std::fs::write(&path, ledger.to_string()).unwrap();
         }
+    }
+
+    /// Starts the daemon of the node.
+    pub(crate) fn tend(&self, metrics: Option<std::net::SocketAddr>) -> Tending {
+        let kubeconfig = ipam::config::kubeconfig(&self.plugin.places).unwrap();
+        let options = Options { data_dir: self.plugin.places.data_dir.clone(), kubeconfig, metrics };
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let work = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                tokio::select! {
+                    ended = tend(&options) => panic!("{ended:?}"),
+                    _ = stopped => {}
+                }
+            });
+        };
+        Tending { stop: Some(stop), thread: Some(std::thread::spawn(work)) }
     }
 
     pub(crate) fn del(&self, ipam: &Value, pod: &str) {
