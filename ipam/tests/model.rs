@@ -274,7 +274,7 @@ impl World {
         let (now, cool_down, range) = (self.now(), self.cool_down, self.range.clone());
         let name = self.name();
         let pick = self.dice.roll(1 << 20);
-        let is_add = self.dice.one_in(2);
+        let is_add = self.dice.one_in(2) && !self.is_ending;
         let node = &mut self.nodes[at];
         if is_add && node.registered {
             let (only, holder) = (BTreeSet::new(), holder(&name));
@@ -577,7 +577,7 @@ fn no_history_gives_an_address_twice() {
     assert!(got > 20_000, "{got} addresses were given");
     assert!(buried > 100, "nodes were inherited from {buried} times");
     assert!(
-        ahead > 500 && answered > 500,
+        ahead > 250 && answered > 250,
         "blocks were taken ahead {ahead} times, wishes answered {answered} times"
     );
     assert!(
