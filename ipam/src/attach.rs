@@ -104,12 +104,7 @@ impl<'a> Attach<'a> {
             let ifname = self.holder.ifname.clone();
             self.tenancy = tenancy::ask(conf, self.kubernetes().await?, network, &ifname).await?;
         }
-        let mut requested: BTreeMap<usize, Vec<IpAddr>> = BTreeMap::new();
-        for address in &conf.requested {
-            let at = conf.sets.iter().position(|set| is_in(set, *address));
-            let at = at.ok_or_else(|| outside(conf, *address))?;
-            requested.entry(at).or_default().push(*address);
-        }
+        let mut requested = shared_out(&conf.sets, &conf.requested).map_err(|of| outside(conf, of))?;
         for (at, set) in conf.sets.iter().enumerate().skip(given.len()) {
             // A claim that says which address it has asks for it.
             if !requested.contains_key(&at) {
@@ -309,6 +304,21 @@ impl<'a> Attach<'a> {
     }
 }
 
+/// Which set of ranges gives which of the addresses that were asked for. Sets that share a subnet give one each, as far as
+/// there are enough of them, and rather those that they may give out. Fails with an address that is in none.
+fn shared_out(sets: &[Vec<Source>], asked: &[IpAddr]) -> Result<BTreeMap<usize, Vec<IpAddr>>, IpAddr> {
+    let mut shares: BTreeMap<usize, Vec<IpAddr>> = BTreeMap::new();
+    for address in asked {
+        let holding = |(_, set): &(usize, &Vec<Source>)| is_in(set, *address);
+        let open = || sets.iter().enumerate().filter(holding).filter(|(at, _)| !shares.contains_key(at));
+        let place = open().find(|(_, set)| allows(set, *address)).or_else(|| open().next());
+        let place = place.or_else(|| sets.iter().enumerate().find(holding));
+        let (at, _) = place.ok_or(*address)?;
+        shares.entry(at).or_default().push(*address);
+    }
+    Ok(shares)
+}
+
 fn is_in(set: &[Source], address: IpAddr) -> bool {
     set.iter().any(|source| source.whole.offset(address).is_some())
 }
@@ -365,5 +375,47 @@ fn holder_text(owner: &Owner) -> String {
         Owner::Node(life, _) => format!("node {}", life.node),
         Owner::Tenant(tenant) => format!("waiting for {tenant}"),
         Owner::Pod(entry) => format!("pod {} {}", entry.podref, entry.ifname),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_that_share_a_subnet_share_what_was_asked_for() {
+        let set = |subnet: &str, first: &str, last: &str| {
+            let (subnet, bound) = (subnet.parse().unwrap(), |text: &str| text.parse().ok());
+            let range = Range::new(subnet, bound(first), bound(last), &[], None);
+            vec![Source { pool: "p".into(), range, whole: Range::new(subnet, None, None, &[], None) }]
+        };
+        let whole = || set("10.0.0.0/24", "", "");
+        let low = || set("10.0.0.0/24", "10.0.0.10", "10.0.0.19");
+        let high = || set("10.0.0.0/24", "10.0.0.30", "10.0.0.39");
+        let other = || set("fd00::/64", "", "");
+        for (sets, asked, wanted) in [
+            (vec![whole()], "10.0.0.5 10.0.0.7", Ok("0: 10.0.0.5 10.0.0.7")),
+            (vec![whole(), whole()], "10.0.0.5 10.0.0.7", Ok("0: 10.0.0.5, 1: 10.0.0.7")),
+            (vec![whole(), whole()], "10.0.0.5 10.0.0.6 10.0.0.7", Ok("0: 10.0.0.5 10.0.0.7, 1: 10.0.0.6")),
+            (vec![low(), high()], "10.0.0.33 10.0.0.12", Ok("0: 10.0.0.12, 1: 10.0.0.33")),
+            (vec![low(), high()], "10.0.0.33", Ok("1: 10.0.0.33")),
+            (vec![low(), high()], "10.0.0.77 10.0.0.12", Ok("0: 10.0.0.77, 1: 10.0.0.12")),
+            (
+                vec![whole(), other(), whole()],
+                "fd00::5 10.0.0.5 10.0.0.7",
+                Ok("0: 10.0.0.5, 1: fd00::5, 2: 10.0.0.7"),
+            ),
+            (vec![whole()], "10.0.0.5 10.0.1.7", Err("10.0.1.7")),
+        ] {
+            let addresses: Vec<IpAddr> = asked.split(' ').map(|text| text.parse().unwrap()).collect();
+            let text =
+                |list: &Vec<IpAddr>| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let found = shared_out(&sets, &addresses).map(|shares| {
+                let share = |(at, list): (&usize, &Vec<IpAddr>)| format!("{at}: {}", text(list));
+                shares.iter().map(share).collect::<Vec<_>>().join(", ")
+            });
+            let wanted = wanted.map(str::to_owned).map_err(|address| address.parse().unwrap());
+            assert_eq!(found, wanted, "{asked}");
+        }
     }
 }

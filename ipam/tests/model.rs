@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipam::burial::{Burial, bury};
 use ipam::exchange::{Need, Want, dismiss, plan, settle};
-use ipam::ledger::{Demand, Holder, Ledger, Moment, Stranger, Use};
+use ipam::ledger::{Demand, Holder, Ledger, Moment, Slot, Stranger, Use};
 use ipam::pool::{Change, Entry, Mark, NodeLife, Owner, Pool};
 use ipam::range::Range;
 use ipam::stock::block_of;
@@ -620,4 +620,38 @@ fn a_node_that_many_miss_is_buried() {
         }
     }
     assert_eq!((freed, pool.entries.len()), (Some(20), 0));
+}
+
+/// A node that was given up, and is back with a tenant's container, has the address again if nobody came before it.
+#[test]
+fn a_node_that_is_back_keeps_its_tenant() {
+    let life =
+        |node: &str| NodeLife { node: node.into(), verified: true, boot: "b".into(), life: "l".into() };
+    let (me, other) = (life("n0"), life("n1"));
+    let tenant = Tenant::Claim { name: "ns/vm".into() };
+    let another = Tenant::Claim { name: "ns/vm2".into() };
+    let slot = |state| Slot { state, reserved: false, past: None, tenant: Some(tenant.clone()) };
+    let (held, lost) = (slot(Use::Held(holder("c"))), slot(Use::Lost(holder("c"))));
+    let now = Moment { uptime: 0, wall: 0 };
+    let refused = BTreeSet::new();
+    let want = Want { need: Need::Nothing, avoid: &refused, block: None, spread: None };
+    for (before, entry, is_back) in [
+        (held.clone(), Some(Entry::of_tenant(&tenant)), true),
+        (lost.clone(), Some(Entry::of_tenant(&tenant)), true),
+        (held.clone(), None, true),
+        (held.clone(), Some(Entry::of_tenant(&another)), false),
+        (held.clone(), Some(Entry::of_node(&other, &Mark::None, Some(&tenant))), false),
+        (slot(Use::Returning), Some(Entry::of_tenant(&tenant)), false),
+        (Slot { tenant: None, ..held.clone() }, Some(Entry::of_tenant(&tenant)), false),
+    ] {
+        let mut ledger = Ledger::new("b", "l");
+        ledger.slots.insert(5, before.clone());
+        let pool =
+            Pool { entries: entry.clone().map(|entry| (5, entry)).into_iter().collect(), ..Pool::default() };
+        let change = plan(&mut ledger, &pool, &me, &want, now);
+        let taken = Change::from([(5, Some(Entry::of_node(&me, &Mark::None, Some(&tenant))))]);
+        assert_eq!(change, if is_back { taken } else { Change::new() }, "{before:?}, {entry:?}");
+        settle(&mut ledger, &pool.changed(&change), &me, now);
+        assert_eq!(ledger.slots.get(&5) == Some(&held), is_back, "{before:?}, {entry:?}");
+    }
 }

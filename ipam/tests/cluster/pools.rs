@@ -246,6 +246,27 @@ fn addresses_are_had_by_name() {
 }
 
 #[test]
+fn sets_that_share_a_subnet_share_the_addresses_that_are_had_by_name() {
+    let cluster = Cluster::start();
+    let node = cluster.node("n1");
+    let range = json!({"range": "10.17.0.0/24"});
+    for (pod, ranges, asked, wanted) in [
+        (
+            "a",
+            json!([range, range]),
+            json!(["10.17.0.7", "10.17.0.5"]),
+            &["10.17.0.7/24", "10.17.0.5/24"][..],
+        ),
+        ("b", json!([range, range]), json!(["10.17.0.9"]), &["10.17.0.9/24", "10.17.0.1/24"]),
+        ("c", json!([range]), json!(["10.17.0.11", "10.17.0.12"]), &["10.17.0.11/24", "10.17.0.12/24"]),
+    ] {
+        let ipam = json!({"ipRanges": ranges, "runtimeConfig": {"ips": asked}});
+        assert_eq!(node.add(&ipam, pod), wanted, "{pod}");
+        assert_eq!(node.add(&ipam, pod), wanted, "{pod}, asked again");
+    }
+}
+
+#[test]
 fn an_address_rests() {
     let cluster = Cluster::start();
     let node = cluster.node("n1");
