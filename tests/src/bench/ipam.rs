@@ -1,7 +1,9 @@
-//! ADDs of `whereabouts` by many nodes at once, against a lease for each ADD, and against host-local on one node.
+//! ADDs of `whereabouts` by many nodes at once, against a lease for each ADD, and against host-local on one node; with the
+//! daemon, and without it.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,6 +23,12 @@ const NODES: [usize; 3] = [1, 10, 50];
 const FILLS: [usize; 3] = [10, 50, 95];
 /// How many ADDs of the lease scheme are enough: they take a second each where nodes meet.
 const LEASED: usize = 3;
+/// How many nodes work inside what they have, and how many pods come and go on each.
+const CHURNING: usize = 10;
+const CHURNS: usize = 50;
+/// How many pods come to a node that its daemon tends, and after what pauses: in less time no pod starts.
+const COMING: usize = 60;
+const PAUSE: Duration = Duration::from_millis(100);
 /// The lease scheme is to take at least this many times as long.
 const FASTER: f64 = 50.0;
 
@@ -68,6 +76,9 @@ pub(super) fn measure(options: &Options, folder: &Path) -> Result<Vec<Row>> {
         rows.push(Row::new(case, load.requests / load.count(), "requests", None, None));
         leased.push((nodes, load.pace()));
     }
+    rows.extend(bench.churned(leased.iter().find(|(of, _)| *of == CHURNING).map(|(_, pace)| *pace))?);
+    rows.extend(bench.paced(false)?);
+    rows.extend(bench.paced(true)?);
     for nodes in NODES {
         for fill in FILLS {
             let load = bench.ours(&format!("ours-{nodes}-{fill}"), nodes, fill)?;
@@ -84,6 +95,34 @@ pub(super) fn measure(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// `whereabouts tend`, until it is dropped.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(program: &Path, kubeconfig: &Path, ledgers: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(["tend", "--log-level", "error", "--kubeconfig"]).arg(kubeconfig);
+        command.arg("--data-dir").arg(ledgers).stdin(Stdio::null());
+        Ok(Self(command.spawn().context("start whereabouts tend")?))
+    }
+
+    /// What it has in memory, in MiB.
+    fn memory(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+        Ok(kib.parse::<f64>()? / 1024.0)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may end at any moment.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct Bench<'a> {
     options: &'a Options,
     folder: &'a Path,
@@ -96,7 +135,7 @@ impl Bench<'_> {
     fn ipam(&self, network: &str, node: usize) -> Value {
         json!({
             "type": "whereabouts", "range": "10.128.0.0/22", "network_name": network,
-            "enable_overlapping_ranges": false, "dataDir": self.folder.join(format!("{network}-{node}")),
+            "enable_overlapping_ranges": false, "dataDir": self.ledgers(network, node),
             "kubernetes": {"kubeconfig": self.kubeconfig},
         })
     }
@@ -162,6 +201,85 @@ impl Bench<'_> {
                 |pod| Ok(self.call(&program, "ADD", &ipam, node, &format!("pod-{pod}")).measure()?.wall);
             (0..each).map(add).collect()
         })
+    }
+
+    /// Pods come and go on nodes that have what they need, in a pool that others have filled to the half.
+    fn churned(&self, leased: Option<f64>) -> Result<Vec<Row>> {
+        let network = "churn";
+        self.runtime.block_on(self.peer.fill(&format!("{network}-10.128.0.0-22"), USABLE / 2))?;
+        let program = self.options.programs.join("whereabouts");
+        let calls = |node: usize| {
+            let ipam = self.ipam(network, node);
+            ["ADD", "DEL"].map(|verb| self.call(&program, verb, &ipam, node, "pod"))
+        };
+        for node in 0..CHURNING {
+            let [add, del] = calls(node);
+            add.measure()?;
+            del.measure()?;
+        }
+        let load = self.load(CHURNING, |node| {
+            let [add, del] = calls(node);
+            let turn = |_| {
+                let wall = add.measure()?.wall;
+                del.measure()?;
+                Ok(wall)
+            };
+            (0..CHURNS).map(turn).collect()
+        })?;
+        let case = |what: &str| format!("{CHURNING} nodes inside their blocks, half full: {what}");
+        let aim = Some(Aim::Ratio(1.0 / FASTER));
+        let adding = load.each.iter().sum::<Duration>().as_secs_f64();
+        Ok(vec![
+            Row::new(case("wall per ADD, with its DEL"), load.pace(), "ms", leased, aim),
+            Row::new(case("ADD, median"), load.quantile(50), "ms", None, None),
+            Row::new(case("ADD, 99th percentile"), load.quantile(99), "ms", None, None),
+            Row::new(case("ADDs a second on each node"), load.count() / adding, "1/s", None, None),
+            Row::new(case("requests per ADD"), load.requests / load.count(), "requests", None, None),
+        ])
+    }
+
+    /// Pods come one after the other to nodes that had one, with daemons or without.
+    fn paced(&self, is_tended: bool) -> Result<Vec<Row>> {
+        let (network, manner) = if is_tended { ("tended", "daemon") } else { ("alone", "no daemon") };
+        self.runtime.block_on(self.peer.fill(&format!("{network}-10.128.0.0-22"), USABLE / 10))?;
+        let program = self.options.programs.join("whereabouts");
+        let add = |node: usize, pod: &str| {
+            self.call(&program, "ADD", &self.ipam(network, node), node, pod).measure()
+        };
+        let mut daemons = Vec::new();
+        for node in 0..CHURNING {
+            add(node, "first")?;
+            if is_tended {
+                daemons.push(Daemon::start(&program, self.kubeconfig, &self.ledgers(network, node))?);
+            }
+        }
+        let load = self.load(CHURNING, |node| {
+            let one = |pod| {
+                std::thread::sleep(PAUSE);
+                Ok(add(node, &format!("pod-{pod}"))?.wall)
+            };
+            (0..COMING).map(one).collect()
+        })?;
+        let case = |what: &str| format!("{CHURNING} nodes, a pod each 100 ms, {manner}: {what}");
+        let mut rows = vec![
+            Row::new(case("ADD, median"), load.quantile(50), "ms", None, None),
+            Row::new(case("ADD, 99th percentile"), load.quantile(99), "ms", None, None),
+            Row::new(
+                case("requests per ADD"),
+                load.requests / load.count(),
+                "requests",
+                None,
+                Some(Aim::Value(1.0)),
+            ),
+        ];
+        if let Some(daemon) = daemons.first() {
+            rows.push(Row::new("a daemon: resident memory".to_owned(), daemon.memory()?, "MiB", None, None));
+        }
+        Ok(rows)
+    }
+
+    fn ledgers(&self, network: &str, node: usize) -> PathBuf {
+        self.folder.join(format!("{network}-{node}"))
     }
 
     fn lease(&self, network: &str, nodes: usize) -> Result<Load> {

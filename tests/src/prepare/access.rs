@@ -41,7 +41,9 @@ pub async fn kubeconfig(client: &Client, admin: &Path, account: Account) -> Resu
     let cluster = cluster.with_context(|| format!("{} names no cluster", admin.display()))?;
     let objects: Vec<DynamicObject> =
         serde_saphyr::from_multiple(manifest).with_context(|| format!("decode the manifest of {name}"))?;
-    for object in &objects {
+    // The suite runs the programs under test itself.
+    let is_daemon = |object: &&DynamicObject| object.types.as_ref().is_some_and(|of| of.kind == "DaemonSet");
+    for object in objects.iter().filter(|object| !is_daemon(object)) {
         create(client, object).await?;
     }
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "kube-system");
