@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::Request;
+use hyper_rustls::builderstates::WantsProtocols1;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt as _, RustlsTlsError};
 use kube::config::{KubeConfigOptions, Kubeconfig, NamedCluster};
@@ -24,6 +26,9 @@ pub(crate) enum Use {
     /// As long as the process runs, with watches.
     Process,
 }
+
+/// How long a process keeps a connection that no request uses. A burst of pods takes one each.
+const KEPT: Duration = Duration::from_secs(10);
 
 /// How many requests run at a time over one connection.
 const SHARED: usize = 16;
@@ -54,6 +59,9 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, used: Use) -> Result<Optio
         config.default_retry = false;
         match used {
             Use::Call if config.proxy_url.is_none() => for_call(&config).map(|client| (client, SHARED)),
+            Use::Process if config.proxy_url.is_none() => {
+                for_process(&config).map(|client| (client, SEPARATE))
+            }
             Use::Call | Use::Process => Client::try_from(config).map(|client| (client, SEPARATE)),
         }
         .map_err(|e| chain(&e))
@@ -76,9 +84,37 @@ async fn from_file(file: &Path) -> Result<Config, String> {
 }
 
 fn for_call(config: &Config) -> kube::Result<Client> {
+    let connector = tls(config)?.enable_all_versions().wrap_connector(tcp());
+    let http = HttpClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_LIMIT)
+        .build(connector);
+    around(http, config)
+}
+
+/// As the library's own, but that connections are given up by the clock, not when somebody happens to look for one.
+fn for_process(config: &Config) -> kube::Result<Client> {
+    let mut connector = TimeoutConnector::new(tls(config)?.enable_http1().wrap_connector(tcp()));
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    connector.set_reset_reader_on_write(config.reset_reader_on_write);
+    let http = HttpClient::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(KEPT)
+        .build(connector);
+    around(http, config)
+}
+
+fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
+    tcp
+}
+
+fn tls(config: &Config) -> kube::Result<HttpsConnectorBuilder<WantsProtocols1>> {
     let mut tls =
         HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
     if let Some(name) = &config.tls_server_name {
@@ -86,12 +122,14 @@ fn for_call(config: &Config) -> kube::Result<Client> {
         tls = tls
             .with_server_name_resolver(FixedServerNameResolver::new(name.map_err(kube::Error::RustlsTls)?));
     }
-    let connector = tls.enable_all_versions().wrap_connector(tcp);
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .http2_keep_alive_interval(PING_EVERY)
-        .http2_keep_alive_timeout(PING_LIMIT)
-        .build(connector);
+    Ok(tls)
+}
+
+/// The client of Kubernetes around one of HTTP: with credentials, and relative to the server.
+fn around<C: Connect + Clone + Send + Sync + 'static>(
+    http: HttpClient<C, Body>,
+    config: &Config,
+) -> kube::Result<Client> {
     // A layer of credentials fails with any error.
     let http = ServiceExt::<Request<Body>>::map_err(http, BoxError::from);
     let builder =
