@@ -17,15 +17,18 @@ use tower::{BoxError, ServiceExt};
 
 use crate::Error;
 
-/// For how long the client is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
-    /// For one call. All of its requests share one HTTP/2 connection, because to open another one takes as long as
-    /// several requests.
-    Call,
-    /// As long as the process runs, with watches.
-    Process,
+/// How a client is made that reaches the server without a proxy. (By function: what the other use needs is not linked.)
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Use {
+    client: fn(&Config) -> kube::Result<Client>,
+    at_a_time: usize,
 }
+
+/// For one call. All of its requests share one HTTP/2 connection, because to open another one takes as long as several
+/// requests.
+pub(crate) const CALL: Use = Use { client: for_call, at_a_time: SHARED };
+/// As long as the process runs, with watches.
+pub(crate) const PROCESS: Use = Use { client: for_process, at_a_time: SEPARATE };
 
 /// How long a process keeps a connection that no request uses. A burst of pods takes one each.
 const KEPT: Duration = Duration::from_secs(10);
@@ -57,12 +60,9 @@ pub(crate) async fn client(kubeconfig: Option<&Path>, used: Use) -> Result<Optio
     let client = config.and_then(|mut config| {
         // Retried by whoever asks, who knows for how long.
         config.default_retry = false;
-        match used {
-            Use::Call if config.proxy_url.is_none() => for_call(&config).map(|client| (client, SHARED)),
-            Use::Process if config.proxy_url.is_none() => {
-                for_process(&config).map(|client| (client, SEPARATE))
-            }
-            Use::Call | Use::Process => Client::try_from(config).map(|client| (client, SEPARATE)),
+        match config.proxy_url {
+            None => (used.client)(&config).map(|client| (client, used.at_a_time)),
+            Some(_) => Client::try_from(config).map(|client| (client, SEPARATE)),
         }
         .map_err(|e| chain(&e))
     });

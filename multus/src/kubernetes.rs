@@ -128,7 +128,7 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Access`] when there is one that cannot be used.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
-        Self::connect_for(Use::Process, kubeconfig).await
+        Self::connect_for(access::PROCESS, kubeconfig).await
     }
 
     /// As [`connect`](Self::connect), for a single call.
@@ -136,7 +136,7 @@ impl Kubernetes {
     /// # Errors
     /// As for [`connect`](Self::connect).
     pub async fn connect_for_call(kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
-        Self::connect_for(Use::Call, kubeconfig).await
+        Self::connect_for(access::CALL, kubeconfig).await
     }
 
     async fn connect_for(used: Use, kubeconfig: Option<&Path>) -> Result<Option<Self>, Error> {
