@@ -63,5 +63,6 @@ stage_size() {
     done
     # Copied onto every node and started for every pod.
     check "sriov is small" smaller_than "$REPO/target/programs/sriov" $((2 * 1024 * 1024))
+    check "multus is small for what it does" smaller_than "$REPO/target/programs/multus" 6000000
     check "multus-shim is smaller" smaller_than "$REPO/target/programs/multus-shim" $((600 * 1024))
 }
