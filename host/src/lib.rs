@@ -17,6 +17,7 @@ pub mod netns;
 pub mod pci;
 pub mod poll;
 pub mod process;
+pub mod program;
 pub mod sysctl;
 pub mod sysfs;
 pub mod uevent;

@@ -58,6 +58,17 @@ pub enum Error {
         "no kubeconfig: set kubernetes.kubeconfig in the ipam section or in whereabouts.conf; pools are objects of the cluster"
     )]
     NoKubeconfig,
+    /// There is no service account.
+    #[error(
+        "--conf-dir needs the service account of a pod, and this process is in none: leave it out, or write the kubeconfig \
+         yourself"
+    )]
+    NoServiceAccount,
+    /// The plugin, or what it needs, could not be put on the node.
+    #[error(
+        "{0}; mount the host's directories of plugins and network configurations where --bin-dir and --conf-dir say"
+    )]
+    Install(host::durable::Error),
     /// The kubeconfig does not give a client.
     #[error("cannot talk to Kubernetes by kubeconfig {}: {message}", path.display())]
     Access {
@@ -199,6 +210,8 @@ impl Error {
             | Error::Check { .. }
             | Error::Listen { .. }
             | Error::Watch(_)
+            | Error::NoServiceAccount
+            | Error::Install(_)
             | Error::Start(_) => cni::Error::INTERNAL,
         }
     }

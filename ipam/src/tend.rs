@@ -4,6 +4,7 @@
 //! where it never runs, the calls do what it would have done.
 
 mod command;
+mod install;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
