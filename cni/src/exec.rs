@@ -13,7 +13,7 @@ const BUSY_RETRIES: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a pipe always takes without a reader (the smallest capacity Linux gives one).
-pub const PIPE_ROOM: usize = 4096;
+const PIPE_ROOM: usize = 4096;
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -136,25 +136,14 @@ pub fn run_by(
 /// # Errors
 /// When it cannot be started.
 pub fn start(process: &mut std::process::Command) -> std::io::Result<Child> {
-    start_by(&std::process::Command::spawn, process)
-}
-
-/// As [`start`], by `spawn`.
-///
-/// # Errors
-/// As for [`start`].
-pub fn start_by(
-    spawn: &dyn Fn(&mut std::process::Command) -> std::io::Result<Child>,
-    process: &mut std::process::Command,
-) -> std::io::Result<Child> {
     process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for _ in 0..BUSY_RETRIES {
-        match spawn(process) {
+        match process.spawn() {
             Err(e) if e.kind() == ErrorKind::ExecutableFileBusy => std::thread::sleep(BUSY_PAUSE),
             started => return started,
         }
     }
-    spawn(process)
+    process.spawn()
 }
 
 /// Gives a started plugin its input and collects its output until it ends.
@@ -176,11 +165,8 @@ pub fn communicate(mut child: Child, stdin: &[u8]) -> std::io::Result<Output> {
     })
 }
 
-/// Writes all of a plugin's input; one that closes it unread is free to do so.
-///
-/// # Errors
-/// When the pipe breaks otherwise.
-pub fn feed(pipe: &mut impl Write, stdin: &[u8]) -> std::io::Result<()> {
+/// Writes all; a plugin that closes its input unread is free to do so.
+fn feed(pipe: &mut impl Write, stdin: &[u8]) -> std::io::Result<()> {
     match pipe.write_all(stdin) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => done,

@@ -48,12 +48,12 @@ impl Cancel {
 
     /// Notes that a delegate runs, until the value is dropped.
     #[must_use]
-    pub fn runs(&self, group: Group) -> Running {
+    pub fn runs(&self, group: Group) -> Running<'_> {
         self.running().insert(group);
         if self.is_cancelled() {
             group.terminate();
         }
-        Running { cancel: self.clone(), group }
+        Running { cancel: self, group }
     }
 
     /// Gives the call up when the value is dropped, unless it is [disarmed](OnDrop::disarm).
@@ -69,12 +69,12 @@ impl Cancel {
 
 /// A delegate that runs.
 #[derive(Debug)]
-pub struct Running {
-    cancel: Cancel,
+pub struct Running<'a> {
+    cancel: &'a Cancel,
     group: Group,
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.cancel.running().remove(&self.group);
     }

@@ -61,7 +61,6 @@ impl Executor for Supervisor {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "the runtime stopped waiting"));
         }
         let order = self.order(&command, stdin)?;
-        let cancel = self.cancel.clone();
-        self.launcher.run(order, self.limit, move |group| attaches.then(|| cancel.runs(group)))
+        self.launcher.run(order, self.limit, |group| attaches.then(|| self.cancel.runs(group)))
     }
 }

@@ -54,31 +54,36 @@ impl Launcher {
     ///
     /// # Errors
     /// When it cannot be started, does not end in time, or has lost its starter; then it was killed.
-    pub fn run<T: Send + 'static>(
+    pub fn run<T>(
         &self,
         mut order: Order,
         limit: Duration,
-        noted: impl FnOnce(Group) -> T + Send + 'static,
+        noted: impl FnOnce(Group) -> T,
     ) -> io::Result<Output> {
         order.id = self.next.fetch_add(1, Ordering::Relaxed);
-        let noted: Noted = Box::new(|group| Box::new(noted(group)));
-        let (starter, news) = match self.starter()?.order(&order, noted) {
-            Ok(ordered) => ordered,
+        let news = match self.starter()?.order(&order) {
+            Some(news) => news,
             // It ended since the last order; the next one is fresh.
-            Err(noted) => self.starter()?.order(&order, noted).map_err(|_| gone())?,
+            None => self.starter()?.order(&order).ok_or_else(gone)?,
         };
+        let group = match news.recv().map_err(|_| gone())? {
+            Happened::Started(pid) => Group::led_by(pid),
+            other => return other.output(),
+        };
+        let _noted = noted(group);
         match news.recv_timeout(limit) {
             Ok(ended) => return ended.output(),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(gone()),
-        }
-        if let Some(group) = starter.group_of(order.id) {
-            group.terminate();
-            if news.recv_timeout(GRACE).is_err() {
+            Err(RecvTimeoutError::Disconnected) => {
                 group.kill();
-                // Dead or not, nobody waits for it any longer.
-                let _ = news.recv_timeout(GRACE);
+                return Err(gone());
             }
+        }
+        group.terminate();
+        if news.recv_timeout(GRACE).is_err() {
+            group.kill();
+            // Dead or not, nobody waits for it any longer.
+            let _ = news.recv_timeout(GRACE);
         }
         let message = format!("it did not end within {} s and was killed", limit.as_secs());
         Err(io::Error::new(io::ErrorKind::TimedOut, message))
@@ -113,35 +118,7 @@ impl Launcher {
 #[derive(Debug)]
 struct Starter {
     orders: Mutex<ChildStdin>,
-    waiting: Mutex<Option<HashMap<u64, Waiter>>>,
-}
-
-/// Notes that a delegate runs, as long as what it returns is not dropped.
-type Noted = Box<dyn FnOnce(Group) -> Box<dyn Send> + Send>;
-
-/// Who waits for the end of a delegate.
-struct Waiter {
-    tell: Sender<Happened>,
-    noted: Option<Noted>,
-    /// The delegate that runs, and its note.
-    running: Option<(Group, Box<dyn Send>)>,
-}
-
-impl std::fmt::Debug for Waiter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waiter").field("group", &self.group()).finish_non_exhaustive()
-    }
-}
-
-impl Waiter {
-    fn group(&self) -> Option<Group> {
-        self.running.as_ref().map(|(group, _)| *group)
-    }
-
-    fn learn(&mut self, pid: u32) {
-        let group = Group::led_by(pid);
-        self.running = self.noted.take().map(|noted| (group, noted(group)));
-    }
+    waiting: Mutex<Option<HashMap<u64, Sender<Happened>>>>,
 }
 
 impl Starter {
@@ -149,33 +126,15 @@ impl Starter {
         lock(&self.waiting).is_some()
     }
 
-    /// Orders a delegate; `noted` comes back when the process has gone.
-    fn order(self: Arc<Self>, order: &Order, noted: Noted) -> Result<(Arc<Self>, Receiver<Happened>), Noted> {
+    /// Orders a delegate; `None` when the process has gone.
+    fn order(&self, order: &Order) -> Option<Receiver<Happened>> {
         let (tell, news) = channel();
-        match lock(&self.waiting).as_mut() {
-            Some(waiting) => {
-                waiting.insert(order.id, Waiter { tell, noted: Some(noted), running: None });
-            }
-            None => return Err(noted),
+        lock(&self.waiting).as_mut()?.insert(order.id, tell);
+        let sent = starter::send(&mut *lock(&self.orders), order);
+        if sent.is_err() {
+            lock(&self.waiting).take();
         }
-        if starter::send(&mut *lock(&self.orders), order).is_ok() {
-            return Ok((self, news));
-        }
-        let noted = lock(&self.waiting).as_mut().and_then(|waiting| waiting.remove(&order.id)?.noted);
-        self.abandon();
-        // It was never ordered, so nobody has used it.
-        noted.map_or(Ok((self, news)), Err)
-    }
-
-    fn group_of(&self, id: u64) -> Option<Group> {
-        lock(&self.waiting).as_ref().and_then(|waiting| waiting.get(&id)?.group())
-    }
-
-    /// The process has gone: nobody hears of delegates that run, and their pipes are broken.
-    fn abandon(&self) {
-        let waiting = lock(&self.waiting).take();
-        let groups = waiting.iter().flatten().filter_map(|(_, waiter)| waiter.group());
-        groups.for_each(Group::kill);
+        sent.ok().map(|()| news)
     }
 
     fn listen(&self, news: ChildStdout, mut child: Child) {
@@ -183,16 +142,14 @@ impl Starter {
         while let Ok(Some(News { id, what })) = starter::receive(&mut news) {
             let mut waiting = lock(&self.waiting);
             let Some(waiting) = waiting.as_mut() else { break };
-            if let Happened::Started(pid) = what {
-                waiting.entry(id).and_modify(|waiter| waiter.learn(pid));
-            } else if let Some(Waiter { tell, running, .. }) = waiting.remove(&id) {
-                // Another process may have its number from now on.
-                drop(running);
-                // Who was there has given up on it.
-                let _ = tell.send(what);
-            }
+            let told = match what {
+                Happened::Started(_) => waiting.get(&id).cloned(),
+                Happened::Ended { .. } | Happened::Failed { .. } => waiting.remove(&id),
+            };
+            // Who was there has given up on it.
+            let _ = told.map(|told| told.send(what));
         }
-        self.abandon();
+        lock(&self.waiting).take();
         let _ = child.kill();
         let _ = child.wait();
     }
