@@ -15,7 +15,6 @@ mod mac;
 pub mod netlink;
 pub mod netns;
 pub mod pci;
-pub mod poll;
 pub mod process;
 pub mod program;
 pub mod sysctl;

@@ -39,7 +39,7 @@ const APPROVAL_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// How often is looked for it.
 const LOOKS: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(15) };
 
-/// How long after a failure is asked again.
+/// How long after a failure is asked again, where what was asked for is in the cluster already.
 const RETRIES: Backoff = Backoff { first: Duration::from_secs(5), longest: Duration::from_secs(10 * 60) };
 
 /// The longest sleep: a clock that is set right after the start of the node must not be slept through.
@@ -53,6 +53,11 @@ struct Backoff {
 }
 
 impl Backoff {
+    /// What fits a failure: a server that is away must not find its nodes asleep when it is back.
+    fn for_failure(error: &Error) -> Self {
+        if matches!(error, Error::Certificate { .. }) { RETRIES } else { LOOKS }
+    }
+
     /// How long to wait after so many attempts.
     fn after(self, attempts: u32) -> Duration {
         let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
@@ -130,9 +135,11 @@ impl Enrolment {
             };
             match done {
                 Ok(()) => return,
-                Err(error) => tracing::error!("{error}; trying again"),
+                Err(error) => {
+                    tracing::error!("{error}; trying again");
+                    Backoff::for_failure(&error).wait(&mut attempts).await;
+                }
             }
-            RETRIES.wait(&mut attempts).await;
         }
     }
 
@@ -158,7 +165,7 @@ impl Enrolment {
                 Err(error) => {
                     tracing::error!("{error}; trying again");
                     refused = !refused;
-                    RETRIES.wait(&mut attempts).await;
+                    Backoff::for_failure(&error).wait(&mut attempts).await;
                 }
             }
         }
@@ -166,17 +173,23 @@ impl Enrolment {
 
     async fn renew(&self, credentials: &Path) -> Result<(), Error> {
         let Request { key, request } = Request::of_node(&self.node)?;
-        let issued = self.issued(credentials, request).await;
-        let issued = issued.map_err(|message| Error::Certificate {
-            message: format!("asking for one by {}: {message}", credentials.display()),
-        })?;
+        let by = |message| format!("{message} (by {})", credentials.display());
+        let asked = self.ask(credentials, request).await;
+        let (api, name) = asked.map_err(|message| Error::NotAsked { message: by(message) })?;
+        let issued = issued(&api, &name).await;
+        let issued = issued.map_err(|message| Error::Certificate { message: by(message) })?;
         self.store.put(&issued, &key)?;
         self.write_kubeconfig()?;
         tracing::info!("there is a new certificate, {}", self.store.current().display());
         Ok(())
     }
 
-    async fn issued(&self, credentials: &Path, request: String) -> Result<String, String> {
+    /// Asks; the name under which the request is in the cluster.
+    async fn ask(
+        &self,
+        credentials: &Path,
+        request: String,
+    ) -> Result<(Api<CertificateSigningRequest>, String), String> {
         let kubeconfig = Kubeconfig::read_from(credentials).map_err(|e| e.to_string())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         let client = Client::try_from(config.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
@@ -194,39 +207,7 @@ impl Enrolment {
         };
         let created = api.create(&PostParams::default(), &object).await.map_err(|e| e.to_string())?;
         let name = created.name_any();
-        let waited = tokio::time::timeout(APPROVAL_LIMIT, async {
-            let mut looks = 0;
-            loop {
-                LOOKS.wait(&mut looks).await;
-                let object = match api.get(&name).await {
-                    Ok(object) => object,
-                    // It was collected, or it is another one's to see.
-                    Err(kube::Error::Api(status)) if matches!(status.code, 401..=404) => {
-                        return Err(status.to_string());
-                    }
-                    // The server is away; what was asked for is still there when it is back.
-                    Err(error) => {
-                        tracing::debug!("certificatesigningrequest {name}: {error}; looking again");
-                        continue;
-                    }
-                };
-                let status = object.status.unwrap_or_default();
-                if let Some(ByteString(certificate)) = status.certificate {
-                    return String::from_utf8(certificate).map_err(|e| e.to_string());
-                }
-                let mut conditions = status.conditions.into_iter().flatten();
-                if let Some(no) = conditions.find(|c| matches!(c.type_.as_str(), "Denied" | "Failed")) {
-                    let why = no.message.unwrap_or_default();
-                    return Err(format!("certificatesigningrequest {name} is {}: {why}", no.type_));
-                }
-            }
-        });
-        waited.await.unwrap_or_else(|_| {
-            Err(format!(
-                "certificatesigningrequest {name} has no certificate after {} s; is cert-approver running?",
-                APPROVAL_LIMIT.as_secs()
-            ))
-        })
+        Ok((api, name))
     }
 
     /// The cluster is that of the node's credentials, the user the one of the certificate.
@@ -270,6 +251,43 @@ pub async fn run(enrolment: Enrolment) -> Result<(), Error> {
     }
     host::durable::remove(&kubeconfig)?;
     Ok(())
+}
+
+/// What comes of a request.
+async fn issued(api: &Api<CertificateSigningRequest>, name: &str) -> Result<String, String> {
+    let waited = tokio::time::timeout(APPROVAL_LIMIT, async {
+        let mut looks = 0;
+        loop {
+            LOOKS.wait(&mut looks).await;
+            let object = match api.get(name).await {
+                Ok(object) => object,
+                // It was collected, or it is another one's to see.
+                Err(kube::Error::Api(status)) if matches!(status.code, 401..=404) => {
+                    return Err(status.to_string());
+                }
+                // The server is away; what was asked for is still there when it is back.
+                Err(error) => {
+                    tracing::debug!("certificatesigningrequest {name}: {error}; looking again");
+                    continue;
+                }
+            };
+            let status = object.status.unwrap_or_default();
+            if let Some(ByteString(certificate)) = status.certificate {
+                return String::from_utf8(certificate).map_err(|e| e.to_string());
+            }
+            let mut conditions = status.conditions.into_iter().flatten();
+            if let Some(no) = conditions.find(|c| matches!(c.type_.as_str(), "Denied" | "Failed")) {
+                let why = no.message.unwrap_or_default();
+                return Err(format!("certificatesigningrequest {name} is {}: {why}", no.type_));
+            }
+        }
+    });
+    waited.await.unwrap_or_else(|_| {
+        Err(format!(
+            "certificatesigningrequest {name} has no certificate after {} s; is cert-approver running?",
+            APPROVAL_LIMIT.as_secs()
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -66,6 +66,12 @@ pub enum Error {
         /// Why, and what to do.
         message: String,
     },
+    /// Nobody could be asked for the node's own certificate.
+    #[error("asking for the node's certificate: {message}")]
+    NotAsked {
+        /// Why, and what to do.
+        message: String,
+    },
     /// A call of ours to the API server, kubelet or a delegate failed.
     #[error("{0}")]
     Multus(#[from] multus::Error),

@@ -269,10 +269,22 @@ async fn change(
         tracing::debug!("pod {pod}: its annotation changed, and is followed when it has a sandbox");
         return Ok(None);
     };
-    let turn = calls.sandboxes.turn(&container).await;
-    // Only now: who waits for a turn takes nobody's place. It is closed by nobody.
-    let _place = places.acquire().await;
-    let permit = calls.permit(Command::Add).await;
+    // Who waits for a turn takes nobody's place, and who waits for a place keeps no call from its turn.
+    let (turn, _place, permit) = loop {
+        drop(calls.sandboxes.turn(&container).await);
+        // It is closed by nobody.
+        let place = places.acquire().await;
+        let permit = calls.permit(Command::Add).await;
+        if let Some(turn) = calls.sandboxes.turn_at_once(&container) {
+            break (turn, place, permit);
+        }
+    };
+    if on_record::container_of(calls, pod).as_ref() != Some(&container) {
+        tracing::debug!(
+            "pod {pod}: its sandbox went meanwhile; its annotation is followed when it has another one"
+        );
+        return Ok(None);
+    }
     let kubernetes = match calls.clients.client(calls.conf.kubeconfig.as_deref()).await {
         Ok(Some(kubernetes)) => kubernetes,
         Ok(None) => return failed(&"there is no cluster any more"),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use host::process::Group;
 
 use crate::cancel::GRACE;
+use crate::executor::MARK;
 use crate::layout::under;
 use crate::starter::{self, Happened, News, Order};
 
@@ -97,6 +98,8 @@ impl Launcher {
         }
         let mut command = Command::new(&self.program);
         command.arg("start-delegates").stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        // It does what it was ordered after the daemon was killed, too: the next one waits for it as for a delegate.
+        command.env(MARK, std::process::id().to_string());
         if let Some(root) = &self.root {
             command.arg("--root").arg(root);
         }

@@ -25,7 +25,11 @@ pub fn release_sandbox(node: &Node, conf: &Conf, request: &Request) -> Result<()
             }
             release(node, conf, container, &delegates)
         }
-        Record::Absent => release_cached(node, conf, request),
+        Record::Absent => {
+            release_cached(node, conf, request)?;
+            // Nor the draft of an ADD that was killed before its record counted.
+            records.write(container, &[])
+        }
         Record::Corrupt(reason) => {
             tracing::warn!(
                 "failed to get the cached delegates file of {container}: {reason}; releasing what the result cache tells instead"
