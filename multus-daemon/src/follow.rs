@@ -28,10 +28,7 @@ use crate::calls::Calls;
 use crate::followed::{Files, Followed};
 use crate::on_record;
 
-/// How many pods are remembered before those that are gone are forgotten: more than a node has.
-const LONG: usize = 1000;
-
-/// How long after a failure it is tried again.
+/// How long after a failure it is tried again, and how often pods that are gone are forgotten.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// How many pods are worked on at a time. They take places of ADDs besides, of which new pods are to have most.
@@ -52,7 +49,7 @@ pub async fn follow(calls: Arc<Calls>, known: Arc<Known>, mut changed: Unbounded
         tokio::select! {
             pod = changed.recv() => {
                 let Some(pod) = pod else { return };
-                if pods.seen.is_empty() || pods.seen.len() > LONG {
+                if pods.seen.is_empty() {
                     pods.retain(&known.pods());
                 }
                 pods.look(pod);
@@ -60,7 +57,12 @@ pub async fn follow(calls: Arc<Calls>, known: Arc<Known>, mut changed: Unbounded
             Some(work) = pods.at_work.next() => pods.conclude(work),
             () = tokio::time::sleep_until(next_retry) => {
                 next_retry = Instant::now() + RETRY;
-                for pod in known.pods() {
+                let alive = known.pods();
+                // Who has seen one has seen the list of all.
+                if !pods.seen.is_empty() {
+                    pods.retain(&alive);
+                }
+                for pod in alive {
                     if pods.is_behind(&pod) {
                         pods.look(pod);
                     }
