@@ -71,6 +71,7 @@ mod tests {
     fn what_is_first() {
         let at = |seconds: u64| Moment { uptime: seconds * 1000, wall: seconds * 1000 };
         let terms = Terms {
+            place: String::new(),
             node: "n".into(),
             range: Range::new("10.0.0.0/24".parse().unwrap(), None, None, &[], None),
             network_name: String::new(),

@@ -131,6 +131,7 @@ impl Conversation<'_> {
 
     fn terms(&self) -> Terms {
         Terms {
+            place: self.kubernetes.place(),
             node: self.store.node().to_owned(),
             range: self.source.range.clone(),
             network_name: self.network_name.to_owned(),

@@ -69,6 +69,20 @@ pub enum Error {
         "{0}; mount the host's directories of plugins and network configurations where --bin-dir and --conf-dir say"
     )]
     Install(host::durable::Error),
+    /// The kubeconfig that is there leads to pools elsewhere.
+    #[error(
+        "{} has pools in namespace {theirs:?} and this pod is in {ours:?}: run the daemon in that namespace, or remove the file \
+         when no pod has an address of its pools",
+        path.display()
+    )]
+    OtherNamespace {
+        /// The file.
+        path: PathBuf,
+        /// Its namespace.
+        theirs: String,
+        /// That of the pod.
+        ours: String,
+    },
     /// The kubeconfig does not give a client.
     #[error("cannot talk to Kubernetes by kubeconfig {}: {message}", path.display())]
     Access {
@@ -212,6 +226,7 @@ impl Error {
             | Error::Watch(_)
             | Error::NoServiceAccount
             | Error::Install(_)
+            | Error::OtherNamespace { .. }
             | Error::Start(_) => cni::Error::INTERNAL,
         }
     }

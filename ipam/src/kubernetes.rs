@@ -27,7 +27,8 @@ pub use reservations::Reserver;
 pub use tenants::{Claim, PodMeta};
 
 const GROUP: &str = "whereabouts.cni.cncf.io";
-const DEFAULT_NAMESPACE: &str = "kube-system";
+/// Where pools are when a kubeconfig does not say it.
+pub const DEFAULT_NAMESPACE: &str = "kube-system";
 /// How long one request may take. Whoever gives up on a server that is merely slow, and asks again, makes it slower.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -37,6 +38,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Kubernetes {
     client: Client,
+    /// URL of the server.
+    server: String,
     /// Where pools are.
     namespace: String,
     /// How long a request is repeated while the server is down, restarting or overloaded.
@@ -82,9 +85,10 @@ impl Kubernetes {
         }
         // Retried here, where the caller's patience is known.
         config.default_retry = false;
+        let server = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
         let namespace = namespace.filter(|n| !n.is_empty()).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        Ok(Self { client, namespace, patience })
+        Ok(Self { client, server, namespace, patience })
     }
 
     /// A client by the service account of the pod in which this runs; pools are in the pod's namespace.
@@ -97,8 +101,15 @@ impl Kubernetes {
         let mut config = Config::incluster().map_err(|e| failed(chain(&e)))?;
         (config.proxy_url, config.default_retry) = (None, false);
         let namespace = config.default_namespace.clone();
+        let server = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
-        Ok(Self { client, namespace, patience })
+        Ok(Self { client, server, namespace, patience })
+    }
+
+    /// The server and the namespace of the pools.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{} {}", self.server, self.namespace)
     }
 
     /// The pool, made when it is not there.

@@ -197,6 +197,10 @@ impl Daemon<'_> {
         let store = Store::open(&self.options.data_dir, &terms.node)?;
         let Some(_lock) = store.try_claim_lock(pool)? else { return Ok(false) };
         let (kubernetes, source) = (self.client().await?, terms.source(pool));
+        if kubernetes.place() != terms.place {
+            tracing::debug!("{pool} is at {}, not at {}", terms.place, kubernetes.place());
+            return Ok(false);
+        }
         let conversation = Conversation {
             kubernetes: &kubernetes,
             store: &store,
@@ -278,14 +282,13 @@ impl Daemon<'_> {
             if began.elapsed() > longest {
                 pause = first;
             }
-            *self.client.lock().await = None;
             if let Err(error) = result {
                 tracing::warn!("{error}; until it succeeds others get idle addresses of this node late");
-                tokio::time::sleep(pause / 2 + random(pause / 2)).await;
-                pause = (pause * 2).min(longest);
-            } else {
-                tokio::time::sleep(random(first)).await;
+                *self.client.lock().await = None;
             }
+            // One that ends at once, if without an error, is not begun again at once: all nodes would.
+            tokio::time::sleep(pause / 2 + random(pause / 2)).await;
+            pause = (pause * 2).min(longest);
         }
     }
 

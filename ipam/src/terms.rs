@@ -9,6 +9,10 @@ use crate::range::Range;
 /// What the network said that had to ask the pool for an address last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
+    /// Which server and namespace have the pool. A daemon that reaches another one must not take what is free there for free
+    /// here.
+    #[serde(default)]
+    pub place: String,
     /// By which name the node is known to the pool.
     pub node: String,
     /// What is given out on its own account.

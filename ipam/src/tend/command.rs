@@ -70,12 +70,8 @@ async fn run(options: &Options, targets: &Targets, node_name: Option<&str>) -> R
     // The first process of a container is not ended by a signal that it does not listen to.
     let mut end = signal(SignalKind::terminate()).map_err(Error::Start)?;
     tracing::info!("podrail whereabouts {} tends {}", env!("CARGO_PKG_VERSION"), options.data_dir.display());
-    let installed = async {
-        targets.keep(node_name).await?;
-        std::future::pending::<Result<(), Error>>().await
-    };
     tokio::select! {
-        ended = installed => ended,
+        never = targets.keep(node_name) => match never {},
         ended = tend(options) => ended.map(|never: Infallible| match never {}),
         _ = end.recv() => Ok(()),
     }

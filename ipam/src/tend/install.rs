@@ -1,11 +1,14 @@
 //! What the plugin needs on its node: itself, how to reach the API server, and the node's name.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::kubernetes::DEFAULT_NAMESPACE;
 
 /// How often the token is looked at: kubelet renews it long before the old one expires.
 const LOOKS: Duration = Duration::from_secs(10);
@@ -26,30 +29,33 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    /// Installs what is wanted, and keeps the kubeconfig's token as new as the pod's. Ends only where there is nothing to do
-    /// at all.
-    ///
-    /// # Errors
-    /// When the first installation fails.
-    pub(super) async fn keep(&self, node_name: Option<&str>) -> Result<(), Error> {
-        if let Some(directory) = &self.bin_dir {
-            let done = host::program::install(Path::new(THIS_PROGRAM), directory, "whereabouts")
-                .map_err(Error::Install)?;
-            let what = if done { "installed" } else { "up to date:" };
-            tracing::info!("{what} {}", directory.join("whereabouts").display());
-        }
-        let Some(directory) = self.conf_dir.as_ref().map(|directory| directory.join("whereabouts.d")) else {
-            return Ok(());
-        };
-        let access = Access::of_pod(|name| std::env::var(name).ok()).ok_or(Error::NoServiceAccount)?;
-        access.install(&directory, node_name)?;
+    /// Installs what is wanted, and keeps the kubeconfig's token as new as the pod's, for ever. What fails is tried again; it
+    /// keeps nobody from tending ledgers.
+    pub(super) async fn keep(&self, node_name: Option<&str>) -> Infallible {
+        let mut is_there = false;
         loop {
-            tokio::time::sleep(LOOKS).await;
-            // What could not be read or written now is tried again; the token that is there is good for a while.
-            if let Err(error) = access.install(&directory, node_name) {
-                tracing::warn!("{error}");
+            // The program does not change while it runs.
+            let program = if is_there { Ok(()) } else { self.install_program() };
+            is_there = program.is_ok();
+            for error in [program, self.install_access(node_name)].into_iter().filter_map(Result::err) {
+                tracing::error!("{error}");
             }
+            tokio::time::sleep(LOOKS).await;
         }
+    }
+
+    fn install_program(&self) -> Result<(), Error> {
+        let Some(directory) = &self.bin_dir else { return Ok(()) };
+        let done = host::program::install(Path::new(THIS_PROGRAM), directory, "whereabouts");
+        let what = if done.map_err(Error::Install)? { "installed" } else { "up to date:" };
+        tracing::info!("{what} {}", directory.join("whereabouts").display());
+        Ok(())
+    }
+
+    fn install_access(&self, node_name: Option<&str>) -> Result<(), Error> {
+        let Some(directory) = &self.conf_dir else { return Ok(()) };
+        let access = Access::of_pod(|name| std::env::var(name).ok()).ok_or(Error::NoServiceAccount)?;
+        access.install(&directory.join("whereabouts.d"), node_name)
     }
 }
 
@@ -73,7 +79,14 @@ impl Access {
     fn install(&self, directory: &Path, node_name: Option<&str>) -> Result<(), Error> {
         host::durable::make_directory(directory).map_err(Error::Install)?;
         let kubeconfig = directory.join("whereabouts.kubeconfig");
-        update(&kubeconfig, &text(&self.kubeconfig()?))?;
+        let (content, ours) = (self.kubeconfig()?, self.read("namespace")?);
+        // Pools are in its namespace: in another one addresses that pods have would seem free.
+        match namespace_in(&kubeconfig) {
+            Some(theirs) if theirs != ours => {
+                return Err(Error::OtherNamespace { path: kubeconfig, theirs, ours });
+            }
+            _ => update(&kubeconfig, &text(&content))?,
+        }
         if let Some(name) = node_name {
             update(&directory.join("nodename"), name)?;
         }
@@ -85,24 +98,37 @@ impl Access {
         update(&flat, &text(&seen))
     }
 
+    fn read(&self, name: &str) -> Result<String, Error> {
+        let path = self.service_account.join(name);
+        std::fs::read_to_string(&path)
+            .map(|text| text.trim().to_owned())
+            .map_err(|cause| Error::Install(host::durable::Error { operation: "reading", path, cause }))
+    }
+
     /// The kubeconfig with the token as it is now.
     fn kubeconfig(&self) -> Result<Value, Error> {
-        let read = |name: &str| {
-            let path = self.service_account.join(name);
-            std::fs::read_to_string(&path)
-                .map_err(|cause| Error::Install(host::durable::Error { operation: "reading", path, cause }))
-        };
         Ok(json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "local", "cluster": {
-                "server": self.server, "certificate-authority-data": k8s_openapi::ByteString(read("ca.crt")?.into_bytes()),
+                "server": self.server, "certificate-authority-data": k8s_openapi::ByteString(self.read("ca.crt")?.into_bytes()),
             }}],
-            "users": [{"name": "whereabouts", "user": {"token": read("token")?.trim()}}],
-            "contexts": [{"name": "whereabouts", "context": {"cluster": "local", "user": "whereabouts"}}],
+            "users": [{"name": "whereabouts", "user": {"token": self.read("token")?}}],
+            "contexts": [{"name": "whereabouts", "context": {
+                "cluster": "local", "user": "whereabouts", "namespace": self.read("namespace")?,
+            }}],
             "current-context": "whereabouts",
         }))
     }
+}
+
+/// The namespace of the pools by a kubeconfig that is there; `None` where there is none that can be used.
+fn namespace_in(path: &Path) -> Option<String> {
+    let file = Kubeconfig::read_from(path).ok()?;
+    let current =
+        file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref())?;
+    let named = current.context.as_ref()?.namespace.clone().filter(|name| !name.is_empty());
+    Some(named.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()))
 }
 
 /// JSON is YAML.
@@ -146,6 +172,7 @@ mod tests {
         fs::create_dir(path("account")).unwrap();
         assert!(access.install(&directory, None).is_err(), "no token");
         fs::write(path("account/ca.crt"), "ca").unwrap();
+        fs::write(path("account/namespace"), "kube-system").unwrap();
         for token in ["first", "second"] {
             fs::write(path("account/token"), format!("{token}\n")).unwrap();
             access.install(&directory, Some("n1")).unwrap();
@@ -158,6 +185,10 @@ mod tests {
             kube::config::Kubeconfig::from_yaml(&text).unwrap();
         }
         assert_eq!(fs::read_to_string(directory.join("nodename")).unwrap(), "n1");
+        fs::write(path("account/namespace"), "elsewhere").unwrap();
+        let refused = access.install(&directory, None).unwrap_err().to_string();
+        assert!(refused.contains("\"kube-system\"") && refused.contains("\"elsewhere\""), "{refused}");
+        fs::write(path("account/namespace"), "kube-system").unwrap();
         fs::write(directory.join("whereabouts.conf"), "{}").unwrap();
         access.install(&directory, None).unwrap();
         assert_eq!(fs::read_to_string(directory.join("whereabouts.conf")).unwrap(), "{}");

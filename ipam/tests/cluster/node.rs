@@ -43,6 +43,17 @@ impl Cluster {
         Self::furnished(Some((server, runtime)), kubeconfig)
     }
 
+    /// A kubeconfig that finds pools in another namespace.
+    pub(crate) fn kubeconfig_in(&self, namespace: &str) -> PathBuf {
+        let mut kubeconfig = Kubeconfig::read_from(&self.kubeconfig).unwrap();
+        for context in &mut kubeconfig.contexts {
+            context.context.as_mut().unwrap().namespace = Some(namespace.to_owned());
+        }
+        let path = self.folder.path().join(format!("kubeconfig-{namespace}"));
+        std::fs::write(&path, serde_json::to_vec(&kubeconfig).unwrap()).unwrap();
+        path
+    }
+
     fn furnished(server: Option<(ApiServer, Runtime)>, mut kubeconfig: Kubeconfig) -> Self {
         let (server, runtime) = server
             .map_or_else(|| (None, Runtime::new().unwrap()), |(server, runtime)| (Some(server), runtime));

@@ -50,6 +50,24 @@ fn an_idle_node_answers_those_in_need() {
 }
 
 #[test]
+fn a_pool_elsewhere_is_left_to_the_plugin() {
+    let cluster = Cluster::start();
+    let node = cluster.node("n1");
+    let elsewhere = cluster.kubeconfig_in("kube-public");
+    let theirs = json!({"range": "10.68.0.0/24", "kubernetes": {"kubeconfig": elsewhere}});
+    let ours = json!({"range": "10.69.0.0/24"});
+    for ipam in [&theirs, &ours] {
+        for pod in 0..13 {
+            node.add(ipam, &format!("p{pod}"));
+        }
+    }
+    let (before, _daemon) = (idle(&node, "10.68.0.0-24"), node.tend(None));
+    let few = idle(&node, "10.69.0.0-24");
+    cluster.until("the next block to come", || idle(&node, "10.69.0.0-24") > few);
+    assert_eq!(idle(&node, "10.68.0.0-24"), before);
+}
+
+#[test]
 fn the_next_block_is_there_before_it_is_needed() {
     let cluster = Cluster::start();
     let node = cluster.node("n1");
