@@ -28,7 +28,9 @@ pub use tenants::{Claim, PodMeta};
 
 const GROUP: &str = "whereabouts.cni.cncf.io";
 /// Where pools are when a kubeconfig does not say it.
-pub const DEFAULT_NAMESPACE: &str = "kube-system";
+const DEFAULT_NAMESPACE: &str = "kube-system";
+/// Where kubelet puts the service account of a pod.
+pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long one request may take. Whoever gives up on a server that is merely slow, and asks again, makes it slower.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -44,6 +46,14 @@ pub struct Kubernetes {
     namespace: String,
     /// How long a request is repeated while the server is down, restarting or overloaded.
     patience: Duration,
+}
+
+/// The namespace of pools by a kubeconfig: that of its context.
+#[must_use]
+pub fn namespace_of(file: &Kubeconfig) -> String {
+    let current = file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref());
+    let named = current.and_then(|context| context.context.as_ref()?.namespace.clone());
+    named.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
 }
 
 impl fmt::Debug for Kubernetes {
@@ -70,9 +80,7 @@ impl Kubernetes {
         let path = kubeconfig.ok_or(Error::NoKubeconfig)?;
         let failed = |message: String| Error::Access { path: path.to_owned(), message };
         let file = Kubeconfig::read_from(path).map_err(|e| failed(chain(&e)))?;
-        let current =
-            file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref());
-        let namespace = current.and_then(|context| context.context.as_ref()?.namespace.clone());
+        let namespace = namespace_of(&file);
         let names_proxy =
             |named: &NamedCluster| named.cluster.as_ref().is_some_and(|c| c.proxy_url.is_some());
         let names_proxy = file.clusters.iter().any(names_proxy);
@@ -87,7 +95,6 @@ impl Kubernetes {
         config.default_retry = false;
         let server = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|e| failed(chain(&e)))?;
-        let namespace = namespace.filter(|n| !n.is_empty()).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         Ok(Self { client, server, namespace, patience })
     }
 
@@ -96,7 +103,7 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Access`].
     pub fn of_pod(patience: Duration) -> Result<Self, Error> {
-        let account = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+        let account = Path::new(SERVICE_ACCOUNT);
         let failed = |message: String| Error::Access { path: account.to_owned(), message };
         let mut config = Config::incluster().map_err(|e| failed(chain(&e)))?;
         (config.proxy_url, config.default_retry) = (None, false);

@@ -8,12 +8,10 @@ use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::kubernetes::DEFAULT_NAMESPACE;
+use crate::kubernetes::{SERVICE_ACCOUNT, namespace_of};
 
 /// How often the token is looked at: kubelet renews it long before the old one expires.
 const LOOKS: Duration = Duration::from_secs(10);
-/// Where kubelet puts the service account of a pod.
-const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Below this a pod has directories of the host.
 const HOST: &str = "/host";
 /// What this process runs, also when another program has its name by now.
@@ -81,7 +79,9 @@ impl Access {
         let kubeconfig = directory.join("whereabouts.kubeconfig");
         let (content, ours) = (self.kubeconfig()?, self.read("namespace")?);
         // Pools are in its namespace: in another one addresses that pods have would seem free.
-        match namespace_in(&kubeconfig) {
+        // One that leads nowhere has no pools either.
+        let there = Kubeconfig::read_from(&kubeconfig).ok().filter(|file| file.current_context.is_some());
+        match there.map(|file| namespace_of(&file)) {
             Some(theirs) if theirs != ours => {
                 return Err(Error::OtherNamespace { path: kubeconfig, theirs, ours });
             }
@@ -120,15 +120,6 @@ impl Access {
             "current-context": "whereabouts",
         }))
     }
-}
-
-/// The namespace of the pools by a kubeconfig that is there; `None` where there is none that can be used.
-fn namespace_in(path: &Path) -> Option<String> {
-    let file = Kubeconfig::read_from(path).ok()?;
-    let current =
-        file.contexts.iter().find(|context| Some(&context.name) == file.current_context.as_ref())?;
-    let named = current.context.as_ref()?.namespace.clone().filter(|name| !name.is_empty());
-    Some(named.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()))
 }
 
 /// JSON is YAML.
